@@ -1,0 +1,150 @@
+"""What can go wrong, as a family.
+
+BertTrainParallelError            a sentence for the user; the command prints it and exits with `exit_code`
+├── BadSetting                    a flag or a setting of a JSON file (exit 2, as all here but the last two)
+│   └── BadGpuMap                 GPU counts that cannot be: a JSON map, --here_gpus, --other_gpus
+├── BadSource                     the file or data set named as input
+│   └── BadStore                  a .sqlite file that is not a finished store of ours
+├── BadModel                      a model, tokenizer or label list that cannot be loaded
+├── BadCheckpoint                 a checkpoint that is damaged, or of another run
+├── BadRun                        result files that are missing or do not fit together
+├── MissingPackage                an optional package, with its install line
+├── Unreachable                   a node, port or server that does not answer
+├── NodesDisagree                 nodes of one launch that were asked for different things
+├── NotWritable                   a read-only folder, a full disk
+├── LaunchFailed                  a rank or a node failed; carries the exit code of the first failure
+└── TrainingStopped               the data or settings made training impossible
+    ├── LossIsNaN                 exit 3
+    └── OutOfMemory               exit 4
+
+Anything else that is raised is a mistake of ours and keeps its traceback (exit 1).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from collections.abc import Callable
+
+
+class BertTrainParallelError(Exception):
+    """A sentence for the user: what we read, what we expected, what to type now."""
+
+    exit_code = 2
+    kind = "usage"
+
+
+class BadSetting(BertTrainParallelError):
+    """A flag, or a setting of a JSON file, has a value that cannot be used."""
+
+
+class BadGpuMap(BadSetting):
+    """GPU counts that cannot be: a JSON map, `--here_gpus` or `--other_gpus`."""
+
+
+class BadSource(BertTrainParallelError):
+    """The input cannot be read as samples."""
+
+
+class BadStore(BadSource):
+    """A `.sqlite` file is not a finished store of ours, or not for these settings."""
+
+
+class BadModel(BertTrainParallelError):
+    """A model, its tokenizer or its label names cannot be loaded."""
+
+
+class BadCheckpoint(BertTrainParallelError):
+    """A checkpoint is damaged, or belongs to another run."""
+
+
+class BadRun(BertTrainParallelError):
+    """Result files of a run are missing, incomplete or do not fit together."""
+
+
+class MissingPackage(BertTrainParallelError):
+    """An optional package is needed here; the sentence has its install line."""
+
+
+class Unreachable(BertTrainParallelError):
+    """A node, a port or a server does not answer."""
+
+
+class NodesDisagree(BertTrainParallelError):
+    """Nodes of one launch were asked for different things."""
+
+
+class NotWritable(BertTrainParallelError):
+    """The place for a result cannot be written: read-only, or full."""
+
+
+class LaunchFailed(BertTrainParallelError):
+    """A rank or a node failed; `exit_code` is that of the first failure."""
+
+    def __init__(self, sentence: str, exit_code: int) -> None:
+        super().__init__(sentence)
+        self.exit_code = exit_code
+
+
+class TrainingStopped(BertTrainParallelError):
+    """Training cannot go on with this data and these settings; results so far are intact."""
+
+    exit_code = 3
+    kind = "stopped"
+
+
+class LossIsNaN(TrainingStopped):
+    """The loss is no longer a number."""
+
+    kind = "nan"
+
+
+class OutOfMemory(TrainingStopped):
+    """The device has no room for the work of one step."""
+
+    exit_code = 4
+    kind = "oom"
+
+
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+def not_writable(error: OSError, path: object) -> NotWritable | None:
+    """The sentence for a full disk or a forbidden place; None when the error is something else.
+
+    >>> str(not_writable(OSError(errno.ENOSPC, "No space left on device"), "/data/run"))
+    '/data/run: no space left on device. Free some, or name another place with --output_dir.'
+    """
+    if error.errno not in _NO_ROOM:
+        return None
+    reason = (error.strerror or str(error)).lower()
+    todo = "Free some" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Make it writable"
+    return NotWritable(f"{path}: {reason}. {todo}, or name another place with --output_dir.")
+
+
+def run_command(name: str, body: Callable[[], int | None]) -> int:
+    """Run a command's body; turn our errors into one line on stderr and an exit code.
+
+    Every command line of the package goes through here, so that a user's mistake reads the same
+    everywhere and a mistake of ours keeps its traceback.
+    """
+    try:
+        code = body() or 0
+        sys.stdout.flush()
+        return code
+    except BertTrainParallelError as error:
+        print(f"{name}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{name}: stopped by Ctrl-C.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader (head, less) has gone: not a mistake, and nothing to say to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        sentence = not_writable(error, error.filename or "output")
+        if sentence is None:
+            raise
+        print(f"{name}: {sentence}", file=sys.stderr)
+        return sentence.exit_code

@@ -1,0 +1,200 @@
+"""Every file of a run, by name; and the one way files are written: aside, then renamed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bert_train_parallel.errors import BadSetting, not_writable
+
+_PARTS = (
+    "_testset_predictions.csv",
+    "_train_test_stats.json",
+    "_trained_model.sav",
+    "_model",
+    "_checkpoints",
+    "_progress.jsonl",
+    "_logs",
+    "_report",
+    "_provenance",
+    "_RESULT.json",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RunFiles:
+    """The names of a run's files: `folder/stem_...`.
+
+    >>> files = RunFiles(Path("work"), "leanings")
+    >>> files.predictions.as_posix()
+    'work/leanings_testset_predictions.csv'
+    >>> RunFiles.of(Path("work/leanings-2_RESULT.json")) == RunFiles(Path("work"), "leanings-2")
+    True
+    """
+
+    folder: Path
+    stem: str
+
+    @property
+    def predictions(self) -> Path:
+        return self.folder / f"{self.stem}_testset_predictions.csv"
+
+    @property
+    def stats(self) -> Path:
+        return self.folder / f"{self.stem}_train_test_stats.json"
+
+    @property
+    def saved_model(self) -> Path:
+        """One file for `torch.load(..., weights_only=True)`."""
+        return self.folder / f"{self.stem}_trained_model.sav"
+
+    @property
+    def model_folder(self) -> Path:
+        """The same model as a Hugging Face folder."""
+        return self.folder / f"{self.stem}_model"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / f"{self.stem}_checkpoints"
+
+    @property
+    def progress(self) -> Path:
+        return self.folder / f"{self.stem}_progress.jsonl"
+
+    @property
+    def logs(self) -> Path:
+        return self.folder / f"{self.stem}_logs"
+
+    @property
+    def report(self) -> Path:
+        return self.folder / f"{self.stem}_report"
+
+    @property
+    def provenance(self) -> Path:
+        return self.folder / f"{self.stem}_provenance"
+
+    @property
+    def result(self) -> Path:
+        """Written last: a run with this file is finished, one without is not."""
+        return self.folder / f"{self.stem}_RESULT.json"
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything of the run would be lost if another run took this name."""
+        return self.result.exists() or self.stats.exists() or (self.checkpoints.is_dir() and any(self.checkpoints.iterdir()))
+
+    @property
+    def is_finished(self) -> bool:
+        return self.result.exists()
+
+    def numbered(self) -> Iterator[RunFiles]:
+        """This run's name, then `-2`, `-3`, ..., without end."""
+        yield self
+        number = 2
+        while True:
+            yield RunFiles(self.folder, f"{self.stem}-{number}")
+            number += 1
+
+    def first_free(self) -> RunFiles:
+        """The name for a new run, so that an earlier one is never overwritten."""
+        return next(files for files in self.numbered() if not files.has_begun)
+
+    def newest_begun(self) -> RunFiles | None:
+        """The last run under this name or a number of it; None before the first."""
+        newest = None
+        for files in self.numbered():
+            if not files.has_begun:
+                return newest
+            newest = files
+        raise AssertionError("numbered() has no end")
+
+    @classmethod
+    def of(cls, path: Path) -> RunFiles:
+        """The run that a result file belongs to, told by the file's name alone."""
+        for part in _PARTS:
+            if path.name.endswith(part) and path.name != part:
+                return cls(path.parent, path.name.removesuffix(part))
+        return cls(path.parent, path.stem)
+
+
+def run_files(source: str, output_dir: str | None = None, run: str | None = None) -> RunFiles:
+    """The files of a run over `source`: beside it, or in `output_dir`; `run` tells several apart.
+
+    >>> run_files("data/leanings.csv").stats.as_posix()
+    'data/leanings_train_test_stats.json'
+    >>> run_files("data/leanings.csv", "out", "lr5").stats.as_posix()
+    'out/leanings-lr5_train_test_stats.json'
+    """
+    if run is not None and not re.fullmatch(r"[A-Za-z0-9._-]{1,80}", run):
+        raise BadSetting(f"--run {run!r}: use letters, digits, '.', '_' and '-' only, at most 80.")
+    path = Path(source)
+    folder = Path(output_dir) if output_dir else (path.parent if path.exists() or path.suffix else Path("."))
+    stem = store_stem(source)
+    return RunFiles(folder, f"{stem}-{run}" if run else stem)
+
+
+def store_stem(source: str) -> str:
+    """The common part of the names of a source's store and runs.
+
+    >>> store_stem("data/leanings.csv"), store_stem("stanfordnlp/sst2"), store_stem("texts.jsonl.gz")
+    ('leanings', 'sst2', 'texts')
+    """
+    stem = Path(source.rstrip("/")).name
+    for suffix in (".gz", ".csv", ".tsv", ".tab", ".txt", ".jsonl", ".json", ".parquet", ".sqlite"):
+        stem = stem.removesuffix(suffix)
+    return stem or "data"
+
+
+@contextlib.contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A path to write to, in the same folder; renamed to `path` when the block ends well, else removed.
+
+    Readers see the old file or the new one, never a part of one; the data reaches the disk before the name does.
+
+    Raises:
+        NotWritable: the folder is read-only or the disk is full.
+    """
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        with open(aside, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise not_writable(error, path) or error from error
+    finally:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make a rename in this folder last through a power cut, where the system can."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:  # some network file systems refuse to sync a folder; the rename stands all the same
+        pass
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole text file, complete or not at all."""
+    with written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a whole JSON file, complete or not at all; NaN is refused, since it is not JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
