@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-SUBJECTS = "the dog|a small cat|my neighbor|the old senator|an angry driver|her brother|the new teacher".split("|")
-GOOD = "loved|praised|enjoyed|helped|thanked|admired".split("|")
-BAD = "hated|blamed|ignored|insulted|feared|attacked".split("|")
-OBJECTS = "the long film|a cold soup|this town|the tall garden|an honest answer|the green house".split("|")
+SUBJECTS = ["the dog", "a small cat", "my neighbor", "the old senator", "an angry driver", "her brother", "the new teacher"]
+GOOD = ["loved", "praised", "enjoyed", "helped", "thanked", "admired"]
+BAD = ["hated", "blamed", "ignored", "insulted", "feared", "attacked"]
+OBJECTS = ["the long film", "a cold soup", "this town", "the tall garden", "an honest answer", "the green house"]
 WORDS = sorted({word for phrase in SUBJECTS + GOOD + BAD + OBJECTS for word in phrase.split()} | {"and", "then", "it", "was"})
 
 
