@@ -16,7 +16,6 @@ setup(
     description="From a CSV of texts and labels to a fine-tuned BERT and its confusion matrix, on whatever GPUs your machines have",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
-    license="MIT",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["bert_train_parallel", "bert_train_parallel.*"]),
     scripts=["launch.py"],
@@ -31,6 +30,7 @@ setup(
         *CHARTS,
     ],
     extras_require={
+        "base": [],
         "datasets": DATASETS,
         "sweep": SWEEP,
         "all": DATASETS + SWEEP,
@@ -53,5 +53,5 @@ setup(
             "bert_predict = bert_train_parallel.predict.cli:main",
         ]
     },
-    classifiers=["License :: OSI Approved :: MIT License", "Programming Language :: Python :: 3"],
+    classifiers=["Programming Language :: Python :: 3", "Topic :: Scientific/Engineering :: Artificial Intelligence"],
 )

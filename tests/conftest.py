@@ -21,6 +21,11 @@ def sentence(rng: random.Random, label: str) -> str:
     return f"{rng.choice(SUBJECTS)} {rng.choice(GOOD if label == 'good' else BAD)} {rng.choice(OBJECTS)}"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow tests run last, so that a mistake shows early."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
 @pytest.fixture(scope="session")
 def tiny_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the tokenizer of a tiny BERT: whole words of the made-up texts, letters for all else."""
