@@ -20,7 +20,7 @@ class Rank:
     True
     >>> Rank.from_environ({})                                    # no launcher: a world of one
     Rank(rank=0, local_rank=0, node_rank=0, world_size=1, local_world_size=1, nodes=1, \
-master_addr='127.0.0.1', master_port=29500, device='auto', attempt=0, job='')
+master_addr='127.0.0.1', master_port=29500, device='auto', backend='auto', attempt=0, job='')
     """
 
     rank: int = 0
@@ -32,6 +32,7 @@ master_addr='127.0.0.1', master_port=29500, device='auto', attempt=0, job='')
     master_addr: str = "127.0.0.1"
     master_port: int = DEFAULT_PORT
     device: str = "auto"  # cuda | mps | cpu; auto where no launcher has decided
+    backend: str = "auto"  # nccl | gloo, one for the whole world; auto where no launcher has decided
     attempt: int = 0  # 0 for the first start of the world, then one more for each restart
     job: str = ""  # names the launch; empty without a launcher
 
@@ -46,7 +47,7 @@ master_addr='127.0.0.1', master_port=29500, device='auto', attempt=0, job='')
         return self.local_rank == 0
 
     def to_environ(self) -> dict[str, str]:
-        """The variables that torchrun sets too, and three of our own."""
+        """The variables that torchrun sets too, and two of our own."""
         return {
             "RANK": str(self.rank),
             "LOCAL_RANK": str(self.local_rank),
@@ -60,6 +61,7 @@ master_addr='127.0.0.1', master_port=29500, device='auto', attempt=0, job='')
             "TORCHELASTIC_RUN_ID": self.job,
             "TORCHELASTIC_RESTART_COUNT": str(self.attempt),
             "BERT_TRAIN_DEVICE": self.device,
+            "BERT_TRAIN_BACKEND": self.backend,
         }
 
     @classmethod
@@ -93,6 +95,7 @@ master_addr='127.0.0.1', master_port=29500, device='auto', attempt=0, job='')
             master_addr=environ.get("MASTER_ADDR") or "127.0.0.1",
             master_port=number("MASTER_PORT", DEFAULT_PORT),
             device=environ.get("BERT_TRAIN_DEVICE") or "auto",
+            backend=environ.get("BERT_TRAIN_BACKEND") or "auto",
             attempt=number("TORCHELASTIC_RESTART_COUNT", 0),
             job=environ.get("TORCHELASTIC_RUN_ID", ""),
         )
