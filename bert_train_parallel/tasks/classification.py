@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +11,7 @@ import numpy as np
 from bert_train_parallel import metrics
 from bert_train_parallel.data.batches import FloatArray, IntArray, Rows
 from bert_train_parallel.errors import BadSetting
-from bert_train_parallel.run_files import written_aside
-from bert_train_parallel.tasks.task import Predictions, checked, first_rows, lines_of
+from bert_train_parallel.tasks.task import Predictions, checked, csv_cell, first_rows, lines_of, write_csv
 
 if TYPE_CHECKING:
     from bert_train_parallel.data.store import Store
@@ -85,10 +83,9 @@ def figures(predictions: Predictions, label_names: Sequence[str]) -> dict[str, A
 def write(predictions: Predictions, label_names: Sequence[str], store: Store, path: Path) -> None:
     """The predictions file: class codes first, as the 2020 tool wrote them, then sample, source line, names, probabilities."""
     assert predictions.probabilities is not None
-    names = list(label_names)
-    with written_aside(path) as aside, open(aside, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([*COLUMNS, *(PROBABILITY + label for label in names)])
+    names = [csv_cell(label) for label in label_names]
+    lines = (
+        f"{code},{true},{sample},{line},{names[code]},{names[true]}," + ",".join(f"{chance:.9g}" for chance in chances)
         for code, true, sample, line, chances in zip(
             predictions.predicted.tolist(),
             predictions.truth.tolist(),
@@ -96,8 +93,9 @@ def write(predictions: Predictions, label_names: Sequence[str], store: Store, pa
             lines_of(predictions, store).tolist(),
             predictions.probabilities.tolist(),
             strict=True,
-        ):
-            writer.writerow([code, true, sample, line, names[code], names[true], *(f"{chance:.9g}" for chance in chances)])
+        )
+    )
+    write_csv(path, [*COLUMNS, *(PROBABILITY + label for label in label_names)], lines)
 
 
 def _log_softmax(logits: FloatArray) -> FloatArray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,8 +11,7 @@ import numpy as np
 from bert_train_parallel import metrics
 from bert_train_parallel.data.batches import FloatArray, Rows
 from bert_train_parallel.errors import BadSetting
-from bert_train_parallel.run_files import written_aside
-from bert_train_parallel.tasks.task import Predictions, checked, first_rows, lines_of
+from bert_train_parallel.tasks.task import Predictions, checked, first_rows, lines_of, write_csv
 
 if TYPE_CHECKING:
     from bert_train_parallel.data.store import Store
@@ -69,14 +67,14 @@ def figures(predictions: Predictions, label_names: Sequence[str] = ()) -> dict[s
 
 def write(predictions: Predictions, label_names: Sequence[str], store: Store, path: Path) -> None:
     """The predictions file: predicted and true number, sample, line in the source."""
-    with written_aside(path) as aside, open(aside, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
+    lines = (
+        f"{value!r},{true!r},{sample},{line}"
         for value, true, sample, line in zip(
-            predictions.predicted.tolist(),
-            predictions.truth.tolist(),
+            predictions.predicted.astype(np.float64).tolist(),
+            predictions.truth.astype(np.float64).tolist(),
             predictions.samples.tolist(),
             lines_of(predictions, store).tolist(),
             strict=True,
-        ):
-            writer.writerow([f"{value:.9g}", repr(float(true)), sample, line])
+        )
+    )
+    write_csv(path, COLUMNS, lines)

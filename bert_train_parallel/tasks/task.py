@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from bert_train_parallel.data.batches import FloatArray, IntArray, Rows
 from bert_train_parallel.errors import BadSetting, LossIsNaN
+from bert_train_parallel.run_files import written_aside
 
 if TYPE_CHECKING:
     from bert_train_parallel.data.store import Store
@@ -84,6 +85,22 @@ def checked(outputs: FloatArray, rows: Rows) -> FloatArray:
             "or --dtype float32 if it was trained in float16."
         )
     return outputs
+
+
+def csv_cell(text: str) -> str:
+    """A name as one cell; the csv module leaves a lone carriage return bare on Python before 3.13, and cannot read it back.
+
+    >>> print(csv_cell('plain'), csv_cell('with "quotes", and comma'))
+    plain "with ""quotes"", and comma"
+    """
+    return '"' + text.replace('"', '""') + '"' if any(mark in text for mark in ',"\r\n') else text
+
+
+def write_csv(path: Path, columns: Sequence[str], lines: Iterable[str]) -> None:
+    """A CSV file of these lines, complete or not at all."""
+    with written_aside(path) as aside, open(aside, "w", newline="", encoding="utf-8") as file:
+        file.write(",".join(map(csv_cell, columns)) + "\n")
+        file.writelines(line + "\n" for line in lines)
 
 
 def lines_of(predictions: Predictions, store: Store) -> IntArray:
