@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from bert_train_parallel.errors import NodesDisagree
 from bert_train_parallel.rank import DEFAULT_PORT, Rank
 
+FOLDER = "folder"  # the fingerprint of a folder: its presence alone
 PROTOCOL = 1  # raised when two versions of this project could misunderstand each other on the control channel
 
 
@@ -148,6 +149,14 @@ class LaunchResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Word:
+    """One word of the command; for a word that names a file of this node, what the file holds."""
+
+    text: str
+    fingerprint: str = ""  # of the content; empty: nothing here under that name, or a file that is written
+
+
+@dataclass(frozen=True, slots=True)
 class Hello:
     """What a node says of itself when it asks to join; the master makes the plan of nothing else."""
 
@@ -157,8 +166,9 @@ class Hello:
     node_rank: int | None = None
     devices: tuple[str, ...] = ()
     same: dict[str, str] = field(default_factory=dict)  # what must be equal on every node, by the name a user knows it by
-    command: tuple[str, ...] = ()  # words, existing files as `name (fingerprint)`
+    command: tuple[Word, ...] = ()
     store_port: int = 0  # a free port, from the master
+    problem: str = ""  # why this node cannot take part, for all to read
 
     @property
     def total(self) -> int | None:
@@ -197,11 +207,16 @@ def make_plan(request: LaunchRequest, hellos: Sequence[Hello], attempt: int = 0,
 def missing_ranks(request: LaunchRequest, hellos: Sequence[Hello]) -> int:
     """How many ranks the world still lacks; below 0 when there are too many.
 
+    A node of a map may bring fewer ranks than the map says (`--here_gpus`), so there hosts are counted.
+
     >>> missing_ranks(LaunchRequest(("train.py",), here=1, others=3), [Hello("alpha", 1, others=3)])
     3
+    >>> missing_ranks(LaunchRequest(("train.py",), gpu_map={"alpha": 2, "beta": 4}), [Hello("alpha", 1, node_rank=0)])
+    4
     """
     if request.gpu_map:
-        return sum(request.gpu_map.values()) - sum(hello.ranks for hello in hellos)
+        here = {hello.node_rank for hello in hellos}
+        return sum(ranks for number, ranks in enumerate(request.gpu_map.values()) if number not in here)
     return hellos[0].ranks + request.others - sum(hello.ranks for hello in hellos)
 
 
