@@ -108,9 +108,9 @@ def packed_attention(
     outputs = []
     for group, *parts in zip(packing.groups, *grouped, strict=True):
         cells = [part if group.tokens is None else part.index_select(0, group.tokens) for part in parts]
-        rows = [cell.view(group.rows, group.longest, *cell.shape[1:]).transpose(1, 2) for cell in cells]
+        q, k, v = (cell.view(group.rows, group.longest, *cell.shape[1:]).transpose(1, 2) for cell in cells)
         mask = _within(group, sliding_window, query.device)
-        attended = F.scaled_dot_product_attention(*rows, attn_mask=mask, dropout_p=dropout, scale=scaling)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=scaling)
         attended = attended.transpose(1, 2).flatten(0, 1)
         outputs.append(attended if group.cells is None else attended.index_select(0, group.cells))
     return torch.cat(outputs).unsqueeze(0), None

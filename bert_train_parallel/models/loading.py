@@ -17,8 +17,10 @@ from bert_train_parallel.models import attention
 from bert_train_parallel.models.packed import ARCHITECTURES, PackedModel
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
-_DROPOUTS = ("hidden_dropout_prob", "dropout", "embedding_dropout", "mlp_dropout", "classifier_dropout")
-_DROPOUTS += ("classifier_dropout_prob", "seq_classif_dropout", "pooler_dropout")
+_DROPOUTS = (
+    *("hidden_dropout_prob", "dropout", "embedding_dropout", "mlp_dropout"),
+    *("classifier_dropout", "classifier_dropout_prob", "seq_classif_dropout", "pooler_dropout"),
+)
 _ATTENTION_DROPOUTS = ("attention_probs_dropout_prob", "attention_dropout")
 
 

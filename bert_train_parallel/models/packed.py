@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -70,7 +71,7 @@ class PackedModel(nn.Module):
         if len(edges) < 2:  # one row goes in and nothing comes out: DDP expects a gradient, of zero, for every parameter
             one = tokens.new_zeros(1)
             return self.forward(one, one, one, starts.new_tensor([0, 1]))[:0]
-        lengths = [end - begin for begin, end in zip(edges, edges[1:], strict=False)]
+        lengths = [end - begin for begin, end in itertools.pairwise(edges)]
         order = sorted(range(len(lengths)), key=lengths.__getitem__)
         ascending = [lengths[row] for row in order]
         if order != list(range(len(order))):
