@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from bert_train_parallel.data.store import Store
 
 name = "classification"
-head = "sequence"
 
 COLUMNS = ("prediction", "true_label", "sample", "line", "prediction_name", "true_name")
 PROBABILITY = "probability_"  # before a class name: a column of the predictions file
@@ -58,26 +57,25 @@ def combine(outputs: FloatArray, rows: Rows, how: str = "mean") -> Predictions:
 
 
 def figures(predictions: Predictions, label_names: Sequence[str]) -> dict[str, Any]:
-    """Figures over samples, and `row_accuracy` beside them; `loss` in nats per sample. No samples: the counts alone."""
+    """Figures over samples, and `row_accuracy` beside them; `loss` in nats per sample, where there are probabilities. No samples: the counts alone."""
     counted: dict[str, Any] = {"samples": len(predictions), "rows": predictions.rows}
     if not len(predictions):
         return counted
     truth = predictions.truth.astype(np.int64)
     counts = metrics.confusion_counts(truth, predictions.predicted.astype(np.int64), len(label_names))
-    assert predictions.probabilities is not None
-    of_truth = predictions.probabilities[np.arange(len(truth)), truth]
-    return {
+    found = {
         "accuracy": metrics.accuracy(counts),
         "accuracy_interval": list(metrics.wilson_interval(int(np.trace(counts)), len(truth))),
         "macro_f1": metrics.macro_f1(counts),
         "weighted_f1": metrics.weighted_f1(counts),
         "mcc": metrics.matthews_correlation(counts),
         "kappa": metrics.cohens_kappa(counts),
-        # the smallest float: a probability too small for float64 costs 708 nats, not infinity
-        "loss": float(-np.log(np.maximum(of_truth, np.finfo(np.float64).tiny)).mean()),
-        **predictions.row_figures,
-        **counted,
     }
+    if predictions.probabilities is not None:
+        of_truth = predictions.probabilities[np.arange(len(truth)), truth]
+        # the smallest float: a probability too small for float64 costs 708 nats, not infinity
+        found["loss"] = float(-np.log(np.maximum(of_truth, np.finfo(np.float64).tiny)).mean())
+    return found | predictions.row_figures | counted
 
 
 def write(predictions: Predictions, label_names: Sequence[str], store: Store, path: Path) -> None:

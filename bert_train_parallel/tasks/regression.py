@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from bert_train_parallel.data.store import Store
 
 name = "regression"
-head = "scalar"
 
 COLUMNS = ("prediction", "true_label", "sample", "line")
 

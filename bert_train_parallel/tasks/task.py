@@ -40,7 +40,6 @@ class Task(Protocol):
     """One kind of learning; a module of this package with these names is one."""
 
     name: str  # as in Store.task_type
-    head: str  # which head and loss of models.heads fits: sequence | scalar
 
     def combine(self, outputs: FloatArray, rows: Rows, how: str = "mean") -> Predictions:
         """Outputs (N, k) of the rows of a split, in its order, to one prediction per sample."""
@@ -55,8 +54,8 @@ class Task(Protocol):
 def task_of(task_type: str) -> Task:
     """The task of a store, by the name that it has there.
 
-    >>> task_of("classification").head
-    'sequence'
+    >>> task_of("classification").name
+    'classification'
     """
     if task_type not in TASKS:
         raise BadSetting(f"task_type {task_type!r} is not one of {', '.join(TASKS)}. Build the store again with --task_type.")
