@@ -57,7 +57,7 @@ def combine(outputs: FloatArray, rows: Rows, how: str = "mean") -> Predictions:
 
 
 def figures(predictions: Predictions, label_names: Sequence[str]) -> dict[str, Any]:
-    """Figures over samples, and `row_accuracy` beside them; `loss` in nats per sample, where there are probabilities. No samples: the counts alone."""
+    """Figures over samples, `row_accuracy` beside them; `loss` in nats per sample, given probabilities. No samples: the counts alone."""
     counted: dict[str, Any] = {"samples": len(predictions), "rows": predictions.rows}
     if not len(predictions):
         return counted
