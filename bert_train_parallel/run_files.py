@@ -7,6 +7,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,3 +199,30 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write a whole JSON file, complete or not at all; NaN is refused, since it is not JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def folder_written_aside(path: Path) -> Iterator[Path]:
+    """An empty folder to fill, in the same place; renamed to `path` when the block ends well, else removed.
+
+    Raises:
+        NotWritable: the place is read-only or the disk is full.
+    """
+    aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    replaced = aside.with_suffix(".old")
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        for file in aside.iterdir():
+            with open(file, "rb") as written:
+                os.fsync(written.fileno())
+        sync_folder(aside)
+        if path.exists():
+            os.rename(path, replaced)  # a folder cannot be renamed over one that holds files
+        os.rename(aside, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise not_writable(error, path) or error from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
