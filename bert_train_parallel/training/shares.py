@@ -1,0 +1,117 @@
+"""Which rows of a global batch each rank computes: by tokens, in proportion to how fast the ranks are."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bert_train_parallel.data.batches import IntArray
+from bert_train_parallel.errors import BadSetting
+
+# Shares follow the speeds only where a step would gain this much: smaller differences are noise, and equal shares repeat to the bit.
+_WORTH = 0.15
+_MEMORY = 0.5  # weight of what was known in a new estimate of a speed
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """How a batch is cut over the ranks, and the measured speeds behind it. Equal on every rank: its inputs are gathered.
+
+    >>> shares = Shares.equal(2).after(seconds=(1.0, 3.0), tokens=(900, 900))
+    >>> [round(part, 2) for part in shares.parts]
+    [0.75, 0.25]
+    >>> shares.cut([10] * 8)
+    [slice(0, 6, None), slice(6, 8, None)]
+    """
+
+    parts: tuple[float, ...]  # of the tokens of a batch, one for each rank, with the sum 1; 0: the rank computes nothing
+    speeds: tuple[float, ...] = ()  # tokens per second of each rank, as measured; empty before
+    fixed: bool = False  # set by the user: speeds are measured, the parts stay
+
+    @classmethod
+    def equal(cls, ranks: int, fixed: bool = False) -> Shares:
+        return cls((1 / ranks,) * ranks, fixed=fixed)
+
+    @classmethod
+    def of_setting(cls, setting: str, ranks: int) -> Shares:
+        """`auto`, `equal`, or numbers such as `3,1,1`.
+
+        Raises:
+            BadSetting: as many numbers as ranks are expected.
+        """
+        if setting in ("auto", "equal"):
+            return cls.equal(ranks, fixed=setting == "equal")
+        numbers = [float(part) for part in setting.split(",")]
+        if len(numbers) != ranks:
+            raise BadSetting(f"--shares {setting} has {len(numbers)} numbers, and the world has {ranks} ranks. Give one for each, or auto.")
+        return cls(tuple(number / sum(numbers) for number in numbers), fixed=True)
+
+    def cut(self, lengths: IntArray | Sequence[int]) -> list[slice]:
+        """The rows of each rank: neighbours, all rows covered once, tokens as near to the parts as whole rows allow.
+
+        Args:
+            lengths: (B,) tokens of the rows of the global batch, in its order.
+        Returns:
+            one slice for each rank; some may be empty.
+        """
+        ends = np.concatenate(([0], np.cumsum(lengths)))  # (B + 1,) tokens before each edge between rows
+        wanted = np.cumsum(self.parts)[:-1] * ends[-1]
+        nearest = np.searchsorted((ends[:-1] + ends[1:]) / 2, wanted, side="right")
+        edges = [0, *nearest.tolist(), len(ends) - 1]
+        return [slice(first, last) for first, last in itertools.pairwise(edges)]
+
+    def after(self, seconds: Sequence[float], tokens: Sequence[float]) -> Shares:
+        """The shares for the next steps, from what each rank has computed since the last call.
+
+        Args:
+            seconds: time each rank spent computing, waiting for others left out.
+            tokens: tokens it computed in that time; 0 leaves its speed as it was known.
+        """
+        known = self.speeds or (0.0,) * len(self.parts)
+        measured = [count / time if count and time > 0 else 0.0 for time, count in zip(seconds, tokens, strict=True)]
+        speeds = tuple(_blend(old, new) for old, new in zip(known, measured, strict=True))
+        if self.fixed or not all(speeds):
+            return replace(self, speeds=speeds)
+        ideal = tuple(speed / sum(speeds) for speed in speeds)
+        if _step_time(self.parts, speeds) < (1 + _WORTH) * _step_time(ideal, speeds):
+            return replace(self, speeds=speeds)
+        return replace(self, parts=ideal, speeds=speeds)
+
+    @property
+    def utilisation(self) -> tuple[float, ...]:
+        """Share of a step in which each rank computes, the busiest one being 1; empty before anything was measured."""
+        if not all(self.speeds) or not self.speeds:
+            return ()
+        busy = [part / speed for part, speed in zip(self.parts, self.speeds, strict=True)]
+        return tuple(time / max(busy) for time in busy)
+
+
+def _blend(old: float, new: float) -> float:
+    """A speed known so far and a new measurement of it, either 0 for unknown."""
+    return new if not old else old if not new else _MEMORY * old + (1 - _MEMORY) * new
+
+
+def _step_time(parts: Sequence[float], speeds: Sequence[float]) -> float:
+    """Seconds per token of a batch when all wait for the slowest."""
+    return max(part / speed for part, speed in zip(parts, speeds, strict=True))
+
+
+def micro_batches(lengths: IntArray | Sequence[int], max_rows: int | None, max_tokens: int | None) -> list[slice]:
+    """Neighbouring rows that are computed at once: as many as fit, one row at least; nothing gives one empty slice.
+
+    >>> micro_batches([3, 3, 4, 9], max_rows=None, max_tokens=6)
+    [slice(0, 2, None), slice(2, 3, None), slice(3, 4, None)]
+    >>> micro_batches([], 8, None)
+    [slice(0, 0, None)]
+    """
+    slices, first, held = [], 0, 0
+    for row, length in enumerate(lengths):
+        full = (max_rows is not None and row - first >= max_rows) or (max_tokens is not None and held + length > max_tokens)
+        if row > first and full:
+            slices.append(slice(first, row))
+            first, held = row, 0
+        held += int(length)
+    return [*slices, slice(first, len(lengths))]
