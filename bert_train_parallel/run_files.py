@@ -224,5 +224,7 @@ def folder_written_aside(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise not_writable(error, path) or error from error
     finally:
+        if replaced.exists() and not path.exists():
+            os.rename(replaced, path)
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(replaced, ignore_errors=True)
