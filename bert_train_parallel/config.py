@@ -144,10 +144,14 @@ class TrainConfig(DataConfig, frozen=True, extra="forbid"):
     checkpoint_every: int = setting(0, "machine", "Optimizer steps between checkpoints, beside one each epoch; 0 for none.", ge=0)
     keep_checkpoints: int = setting(2, "machine", "Checkpoints to keep, beside the best.", ge=1)
     resume: bool = setting(False, "machine", "Go on from the newest checkpoint that verifies.")
+    from_run: str | None = setting(
+        None, "machine", "Go on, under a new name, from the newest checkpoint of this earlier run, with more epochs than it had."
+    )
     run: str | None = setting(None, "machine", "Name of the run, to keep several over one source.")
     output_dir: str | None = setting(None, "machine", "Folder for all files of the run; beside the input when left out.")
     logfile: str | None = setting(None, "machine", "Also write what the terminal shows to this file.", ["-f"])
     quiet_progress: bool = setting(False, "machine", "No progress line on the terminal.")
+    log_every: int = setting(0, "machine", "Optimizer steps between progress events; 0: about one each second.", ge=0)
     profile: bool = setting(False, "machine", "Write a torch profiler trace and print where the time of a step goes.")
     export: bool = setting(True, "machine", "Write the model files at the end; --no_export leaves them out.")
 
