@@ -1,0 +1,47 @@
+"""One fate for all nodes: whether the world starts again after its first failure. Pure decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from bert_train_parallel.launching.plan import Failure, Hello, LaunchRequest
+
+WORTH_A_RESTART = {"exit", "signal", "lost", "oom"}  # a wrong setting, a NaN or Ctrl-C would only come again
+
+
+@dataclass(frozen=True, slots=True)
+class NextStep:
+    """What follows when no process of an attempt is left on any node."""
+
+    again: bool
+    without_lost: bool = False  # go on with the nodes that are left; else wait for the lost ones to come back
+    restarts: int = 0
+
+
+def next_step(request: LaunchRequest, cause: Failure | None, lost: int, restarts: int) -> NextStep:
+    """Whether the world starts again; a world that only goes on without lost nodes uses up no restart.
+
+    >>> request = LaunchRequest(("train.py",), max_restarts=1)
+    >>> died = Failure("beta", 1, "exit", 1, "RuntimeError")
+    >>> next_step(request, died, lost=0, restarts=0).again, next_step(request, died, lost=0, restarts=1).again
+    (True, False)
+    """
+    if cause is None or cause.kind not in WORTH_A_RESTART:
+        return NextStep(False, restarts=restarts)
+    if lost and request.elastic:
+        return NextStep(True, without_lost=True, restarts=restarts)
+    if restarts < request.max_restarts:
+        return NextStep(True, restarts=restarts + 1)
+    return NextStep(False, restarts=restarts)
+
+
+def without_lost(request: LaunchRequest, left: Sequence[Hello]) -> tuple[LaunchRequest, list[Hello]]:
+    """The request and hellos of a world that goes on with the nodes that are left, in their old order.
+
+    >>> request, hellos = without_lost(LaunchRequest(("train.py",), others=5), [Hello("alpha", 1, 5, 0), Hello("gamma", 2, 4, 2)])
+    >>> request.others, [hello.node_rank for hello in hellos]
+    (2, [0, 1])
+    """
+    hellos = [replace(hello, others=None, node_rank=number) for number, hello in enumerate(left)]
+    return replace(request, gpu_map=None, others=sum(hello.ranks for hello in left[1:])), hellos

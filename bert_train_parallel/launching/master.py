@@ -1,0 +1,344 @@
+"""The master's side of the control channel: it answers every comer, makes the plan, and keeps one fate for all nodes.
+
+A world goes through gathering -> running -> stopping, and from there to running again (a restart), to gathering again
+(a lost node is waited for), or to its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import secrets
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bert_train_parallel.errors import BertTrainParallelError
+from bert_train_parallel.launching import door, network, transfer, wire
+from bert_train_parallel.launching.compare import problems
+from bert_train_parallel.launching.fate import next_step, without_lost
+from bert_train_parallel.launching.hello import file_of
+from bert_train_parallel.launching.plan import Failure, Hello, LaunchRequest, WorldPlan, in_node_order, make_plan, missing_ranks, roll_call
+from bert_train_parallel.launching.wire import Message
+from bert_train_parallel.rank import DEFAULT_PORT
+
+SETTLE_S = 0.3  # time for other nodes to say the same, before a mistake is told to all
+LINGER_S = 1.5  # after a refusal: nodes that come late by this much still hear why
+REMIND_S = 5.0
+STUCK_AFTER_S = 30.0  # a node that was told to stop and still has processes
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """A node of the world, or of the world to be."""
+
+    hello: Hello
+    send: Callable[[Message], None]
+    address: str
+    ended: bool = False  # no process of this attempt is left there
+
+
+class Master:
+    """Everything here runs on one event loop; `tell` hands messages to this node's own launcher."""
+
+    def __init__(self, request: LaunchRequest, hello: Hello, tell: Callable[[Message], None]) -> None:
+        self.request = request  # changes when a world goes on without lost nodes
+        self.host = hello.host
+        self.port = request.master_port or DEFAULT_PORT
+        self.own = Member(hello, tell, "")
+        self.members = [self.own]  # in order of arrival
+        self.order: list[Member] = []  # by node rank, once there is a plan
+        self.plan: WorldPlan | None = None
+        self.phase = "gathering"  # gathering | running | stopping | over
+        self.job = secrets.token_hex(4)
+        self.cause: Failure | None = None  # the first failure of this attempt
+        self.lost: list[Member] = []
+        self.restarts = 0
+        self.refusal: Message | None = None
+        self.over = asyncio.Event()
+        self.deadline = 0.0
+        self.transfers = 0
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.door = door.Door(
+            request, hello.host, "master", self._admit, self._fetch, self._rival, lambda words: tell({"kind": "say", "words": words})
+        )
+
+    async def run(self) -> None:
+        """Serve until the launch is over."""
+        try:
+            server = await asyncio.start_server(self.door.answer, port=self.port, limit=wire.LINE_LIMIT)
+        except OSError as error:
+            sentence = str(network.port_taken(self.port)) if error.errno == errno.EADDRINUSE else f"port {self.port}: {error.strerror}"
+            self.own.send({"kind": "refused", "error": "BadSetting", "words": sentence})
+            return
+        self._gather()
+        self._start(self._beat())
+        self._start(self._remind())
+        if self.request.gpu_map:
+            self._start(self._look_for_rivals())
+        await self.over.wait()
+        if self.refusal:
+            await asyncio.sleep(LINGER_S)
+        server.close()
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await self.door.close()
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def _later(self, seconds: float, what: Callable[[], None]) -> None:
+        async def wait() -> None:
+            await asyncio.sleep(seconds)
+            what()
+
+        self._start(wait())
+
+    def _broadcast(self, message: Message) -> None:
+        for member in list(self.members):
+            member.send(message)
+
+    def say(self, words: str) -> None:
+        """A line that every node prints."""
+        self._broadcast({"kind": "say", "words": words})
+
+    async def _beat(self) -> None:
+        while True:
+            self._broadcast({"kind": "beat"})
+            await asyncio.sleep(wire.BEAT_S)
+
+    # gathering
+
+    def _gather(self) -> None:
+        self.phase = "gathering"
+        self.deadline = asyncio.get_running_loop().time() + self.request.join_timeout_s
+        self._consider()
+
+    @property
+    def hellos(self) -> list[Hello]:
+        return [member.hello for member in self.members]
+
+    def _missing(self) -> str:
+        """What is still to come, in words."""
+        missing = missing_ranks(self.request, self.hellos)
+        if self.request.gpu_map:
+            here = {hello.node_rank for hello in self.hellos}
+            away = [f"{host} ({gpus})" for number, (host, gpus) in enumerate(self.request.gpu_map.items()) if number not in here]
+            return f"{missing} GPU{'s' * (missing != 1)} on {', '.join(away)}"
+        return f"{missing} GPU{'s' * (missing != 1)}"
+
+    async def _remind(self) -> None:
+        loop = asyncio.get_running_loop()
+        said = loop.time() - REMIND_S / 2
+        while True:
+            await asyncio.sleep(0.1)
+            if self.phase != "gathering" or self.refusal:
+                said = loop.time() - REMIND_S / 2
+            elif loop.time() > self.deadline and not self.transfers:
+                self._give_up()
+            elif loop.time() - said >= REMIND_S:
+                said = loop.time()
+                self.say(f"still waiting for {self._missing()} on port {self.port}; here so far: {roll_call(self.hellos)}.")
+
+    def _give_up(self) -> None:
+        waited = f"Waited {self.request.join_timeout_s:g} s on {self.host}, port {self.port}"
+        if self.plan is not None:  # a world that lost nodes ends for the reason for which it stopped
+            self.say(f"{waited} for {self._missing()} to come back.")
+            self._end(self.cause)
+            return
+        todo = "the GPU map" if self.request.gpu_map else f"--other_gpus ({self.request.others} on {self.host})"
+        self._refuse(
+            f"{waited}: {self._missing()} never came; here: {roll_call(self.hellos)}. "
+            f"Start launch.py on the missing nodes, or correct {todo}; --join_timeout waits longer.",
+            "Unreachable",
+        )
+
+    async def _admit(self, hello: Hello, send: Callable[[Message], None], address: str, reader: asyncio.StreamReader) -> None:
+        """A node that may join has said hello: keep in touch with it until it goes."""
+        if self.refusal:
+            send(self.refusal)
+            return
+        if self.phase != "gathering":
+            send({"kind": "refused", "error": "NodesDisagree", "words": self._too_late(hello)})
+            return
+        if wanted := transfer.lacking(self.own.hello, hello) if self.request.send_data else []:
+            send({"kind": "fetch first", "numbers": wanted})
+            return
+        names = [member.hello.host for member in self.members]
+        member = Member(replace(hello, host=f"{hello.host} ({address})") if hello.host in names else hello, send, address)
+        self.members.append(member)
+        send({"kind": "joined"})
+        self._consider()
+        why = await self._listen(member, reader)
+        if member in self.members:
+            self._left(member, why)
+
+    def _too_late(self, hello: Hello) -> str:
+        world = ", ".join(f"{node.host} ({node.ranks})" for node in self.plan.nodes) if self.plan else ""
+        return (
+            f"The launch on {self.host}, port {self.port}, is complete without {hello.host}: {world}. "
+            f"If it belongs to it, correct --other_gpus or the GPU map and start all nodes again; if not, use another --master_port."
+        )
+
+    def _consider(self) -> None:
+        """Somebody came: refuse, start, or wait on."""
+        if self.phase != "gathering" or self.refusal:
+            return
+        if problems(self.request, self.hellos):
+            self._later(SETTLE_S, self._refuse_all)
+        elif missing_ranks(self.request, self.hellos) == 0:
+            self._form(self.request, self.hellos)
+
+    def _refuse_all(self) -> None:
+        found = problems(self.request, self.hellos)
+        if found and self.phase == "gathering" and not self.refusal:
+            head = "The nodes of this launch do not agree:" if len(found) > 1 else "The nodes of this launch do not agree."
+            self._refuse("\n  ".join([head, *found]) if len(found) > 1 else f"{head} {found[0]}")
+
+    def _refuse(self, words: str, error: str = "NodesDisagree") -> None:
+        self.refusal = {"kind": "refused", "error": error, "words": words}
+        self.phase = "over"
+        self._broadcast(self.refusal)
+        self.over.set()
+
+    async def _fetch(self, number: int, writer: asyncio.StreamWriter) -> None:
+        """Send the file of a word of the command; nothing else can be asked for."""
+        command = self.own.hello.command
+        if not self.request.send_data or not 0 <= number < len(command) or not command[number].fingerprint:
+            writer.write(wire.encode({"kind": "refused", "words": "The master sends no such file: add --send_data on every node."}))
+            return
+        path = file_of(command[number].text, self.request.folder)
+        self.say(f"sending {path.name} to {door.peer(writer)}.")
+        self.transfers += 1
+        try:
+            await transfer.send_file(writer, path)
+        finally:
+            self.transfers -= 1
+            self.deadline = max(self.deadline, asyncio.get_running_loop().time() + self.request.join_timeout_s)
+
+    def _rival(self, words: str) -> bool:
+        """Another node takes itself for the master, or looks for one here in vain; whether this one was still undecided."""
+        if self.phase != "gathering":
+            return False
+        self._later(0.0, lambda: self._refuse(words) if self.phase == "gathering" and not self.refusal else None)
+        return True
+
+    async def _look_for_rivals(self) -> None:
+        """Ask the hosts of the map that are missing whether they take themselves for the master."""
+        hosts = list(self.request.gpu_map or {})
+        while True:
+            await asyncio.sleep(1.0)
+            here = {hello.node_rank for hello in self.hellos}
+            for number, host in enumerate(hosts):
+                if number not in here and self.phase == "gathering" and not network.is_loopback(host):
+                    words = await door.ask_rival(self.request, self.host, "master", host, self.port)
+                    if words and self.phase == "gathering":
+                        self._refuse(words)
+
+    # running
+
+    def _form(self, request: LaunchRequest, hellos: list[Hello]) -> None:
+        """All are here and agree: every node gets the plan."""
+        attempt = 0 if self.plan is None else self.plan.attempt + 1
+        own = replace(hellos[0], store_port=network.free_port())
+        self.plan = make_plan(request, [own, *hellos[1:]], attempt, self.job)
+        by_hello = {id(hello): member for hello, member in zip(hellos, self.members, strict=True)}
+        self.order = [by_hello[id(hello)] for hello in in_node_order(hellos)]
+        if attempt == 0 and any(hello.node_rank is None for hello in hellos[1:]):
+            self.say("node ranks in order of arrival: " + ", ".join(f"{m.hello.host} {n}" for n, m in enumerate(self.order)) + ".")
+        for number, member in enumerate(self.order):
+            member.ended = False
+            member.hello = replace(member.hello, node_rank=number)  # a node that comes back takes the place it had
+            member.send({"kind": "plan", "plan": wire.plan_message(self.plan), "node_rank": number})
+        self.cause, self.lost = None, []
+        self.phase = "running"
+
+    async def _listen(self, member: Member, reader: asyncio.StreamReader) -> str:
+        """Hear what a node says until it goes; returns why it went."""
+        try:
+            while True:
+                self.heard(member, await wire.read(reader, wire.LOST_AFTER_S))
+        except TimeoutError:
+            return f"no word from it for {wire.LOST_AFTER_S:g} s: the machine or its network is down"
+        except EOFError:
+            return "its connection ended: the launcher there was killed, or the machine went down"
+        except wire.NotOurs as error:
+            return f"it said something that is no message ({error})"
+
+    def heard(self, member: Member, message: Message) -> None:
+        """What a member says: failed, ended, or only a beat."""
+        if message["kind"] == "failed":
+            self._failed(wire.failure_from(message.get("failure")))
+        elif message["kind"] == "ended" and message.get("attempt") == (self.plan.attempt if self.plan else None):
+            member.ended = True
+            self._maybe_over()
+
+    def _failed(self, failure: Failure) -> None:
+        if self.phase != "running":
+            return  # what came later follows from the first
+        self.phase, self.cause = "stopping", failure
+        self._broadcast({"kind": "stop", "failure": wire.failure_message(failure)})
+        self._maybe_over()
+        attempt = self.plan.attempt if self.plan else 0
+        self._later(STUCK_AFTER_S, lambda: self._give_up_stuck(attempt))
+
+    def _give_up_stuck(self, attempt: int) -> None:
+        if self.phase == "stopping" and self.plan and self.plan.attempt == attempt:
+            for member in [member for member in self.members if not member.ended]:
+                self._left(member, f"its processes did not end within {STUCK_AFTER_S:g} s")
+
+    def _left(self, member: Member, why: str) -> None:
+        """A node has gone."""
+        self.members.remove(member)
+        if self.phase == "gathering":
+            self.say(f"{member.hello.host} left again ({why}).")
+        elif self.phase != "over":
+            if not (self.phase == "running" and member.ended):  # one whose ranks are all done well may go
+                self.lost.append(member)
+                number = self.order.index(member)
+                self._failed(Failure(member.hello.host, None, "lost", 1, f"lost {member.hello.host} (node {number}): {why}"))
+            self._maybe_over()
+
+    def _maybe_over(self) -> None:
+        """When no process of this attempt is left on any node: the end, or again."""
+        if self.phase not in ("running", "stopping") or not all(member.ended for member in self.members):
+            return
+        step = next_step(self.request, self.cause, len(self.lost), self.restarts)
+        self.restarts = step.restarts
+        if not step.again:
+            self._end(self.cause)
+            return
+        self.say(self._again_words(step.without_lost))
+        if step.without_lost:
+            self.members = [member for member in self.order if member in self.members]
+            self.request, hellos = without_lost(self.request, self.hellos)
+            for member, hello in zip(self.members, hellos, strict=True):
+                member.hello = hello
+        self._gather()
+
+    def _again_words(self, smaller: bool) -> str:
+        gone = ", ".join(member.hello.host for member in self.lost)
+        if smaller:
+            return f"starting again without {gone} (--elastic)."
+        count = f"restart {self.restarts} of {self.request.max_restarts} (--max_restarts)"
+        if gone:
+            return f"{count}: waiting up to {self.request.join_timeout_s:g} s for {gone} to come back; start the same line there."
+        return f"{count}: starting again on every node."
+
+    def _end(self, cause: Failure | None) -> None:
+        self.phase = "over"
+        self._broadcast({"kind": "end", "failure": wire.failure_message(cause) if cause else None})
+        self.over.set()
+
+    def withdraw(self, words: str) -> None:
+        """This node's launcher leaves before the end: the others are told, and stop."""
+        if self.phase == "gathering" and not self.refusal:
+            self._refuse(words)
+        elif self.phase != "over":
+            with contextlib.suppress(BertTrainParallelError):
+                self._end(Failure(self.host, None, "lost", 1, words))
+        self.over.set()
