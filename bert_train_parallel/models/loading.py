@@ -94,7 +94,7 @@ def read_config(place: str | Path) -> Any:
 
     if isinstance(place, Path) and not (place / "config.json").is_file():
         raise BadModel(f"{place} has no config.json, so it is not a model folder. Name one, or type --model minilm.")
-    with _sentences(place):
+    with sentences(place):
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         raise BadModel(
@@ -118,7 +118,7 @@ def read_network(place: str | Path, config: Any, dtype: torch.dtype, head_seed: 
         raise BadModel(f"{place} has no weights. Put {_WEIGHTS[0]} there, or name another model with --model.")
     may_pack = config.model_type in ARCHITECTURES
     model_class = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
-    with torch.random.fork_rng(devices=[]), _sentences(place):
+    with torch.random.fork_rng(devices=[]), sentences(place):
         torch.manual_seed(head_seed or 0)
         network = model_class.from_pretrained(
             place,
@@ -198,7 +198,7 @@ def _draw_again(network: Any, head: nn.Module | None) -> None:
 
 
 @contextlib.contextmanager
-def _sentences(place: str | Path) -> Iterator[None]:
+def sentences(place: str | Path) -> Iterator[None]:
     """transformers without its bars and reports; its errors as sentences."""
     import huggingface_hub.errors as hub
     from transformers.utils import logging
