@@ -1,0 +1,260 @@
+"""The GPUs of this machine: which there are, how busy each is, and locks so that two launches never take the same one."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import platform
+import re
+import stat
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bert_train_parallel.errors import BadGpuMap, BadSetting, NotWritable
+
+LOCKS_VARIABLE = "BERT_TRAIN_LOCKS"  # another folder for the locks, for containers that share GPUs but not /tmp
+_LOCKS = "/tmp/bert_train_parallel_gpus"  # one for all users of a node, whatever their TMPDIR
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """A GPU, or a MIG instance of one."""
+
+    uuid: str
+    parent: str  # UUID of the physical GPU; its own where it is one
+    index: int  # of the physical GPU, in the order of PCI buses
+    name: str = ""
+    memory_used: int = 0  # bytes
+    utilisation: int = 0  # percent; of the whole GPU for a MIG instance
+
+
+def list_gpus() -> list[Gpu]:
+    """Every GPU and MIG instance that the NVIDIA driver knows, in the order of PCI buses; empty without driver or pynvml."""
+    try:
+        import pynvml
+    except ImportError:
+        return []
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(pynvml.nvmlDeviceGetCount())]
+        handles.sort(key=lambda handle: _text(pynvml.nvmlDeviceGetPciInfo(handle).busId))
+        return [gpu for index, handle in enumerate(handles) for gpu in _devices_of(pynvml, handle, index)]
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _devices_of(nvml: Any, handle: Any, index: int) -> Iterator[Gpu]:
+    parent = _text(nvml.nvmlDeviceGetUUID(handle))
+    utilisation = 0
+    with contextlib.suppress(nvml.NVMLError):  # not told by every model, nor in MIG mode
+        utilisation = int(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
+    devices = list(_instances(nvml, handle)) or [handle]
+    for device in devices:
+        used, name = 0, ""
+        with contextlib.suppress(nvml.NVMLError):
+            used = int(nvml.nvmlDeviceGetMemoryInfo(device).used)
+            name = _text(nvml.nvmlDeviceGetName(device))
+        yield Gpu(_text(nvml.nvmlDeviceGetUUID(device)), parent, index, name, used, utilisation)
+
+
+def _instances(nvml: Any, handle: Any) -> Iterator[Any]:
+    """The MIG instances of a GPU; none where it is not in MIG mode or cannot be."""
+    try:
+        if not nvml.nvmlDeviceGetMigMode(handle)[0]:
+            return
+        most = nvml.nvmlDeviceGetMaxMigDeviceCount(handle)
+    except nvml.NVMLError:
+        return
+    for number in range(most):
+        with contextlib.suppress(nvml.NVMLError):  # this place holds no instance
+            yield nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def visible(gpus: Sequence[Gpu], chosen: str | None, variable: str = "CUDA_VISIBLE_DEVICES") -> list[Gpu]:
+    """The GPUs that CUDA_VISIBLE_DEVICES leaves, by index, UUID or the beginning of a UUID; MIG instances by theirs or their GPU's.
+
+    >>> gpus = [Gpu("GPU-aa", "GPU-aa", 0), Gpu("MIG-b1", "GPU-bb", 1), Gpu("MIG-b2", "GPU-bb", 1)]
+    >>> [gpu.uuid for gpu in visible(gpus, "1,GPU-a")], visible(gpus, ""), len(visible(gpus, None))
+    (['MIG-b1', 'MIG-b2', 'GPU-aa'], [], 3)
+
+    Raises:
+        BadSetting: a word of the list names no GPU, or more than one.
+    """
+    if chosen is None:
+        return list(gpus)
+    found: list[Gpu] = []
+    for word in (word.strip() for word in chosen.split(",")):
+        if word in ("", "-1", "NoDevFiles"):  # CUDA reads no further
+            break
+        if re.fullmatch(r"\d+", word):
+            meant = [gpu for gpu in gpus if gpu.index == int(word)]
+        else:
+            meant = [gpu for gpu in gpus if gpu.uuid == word] or [
+                gpu for gpu in gpus if gpu.uuid.startswith(word) or gpu.parent.startswith(word)
+            ]
+        if not meant or len({gpu.parent for gpu in meant}) > 1:
+            known = ", ".join(f"{gpu.index} ({gpu.uuid})" for gpu in gpus) or "no GPU"
+            what = "more than one GPU" if meant else "no GPU"
+            raise BadSetting(f"{variable}={chosen!r}: {word!r} is {what} of this machine, which has {known}. Correct it, or unset it.")
+        found += [gpu for gpu in meant if gpu not in found]
+    return found
+
+
+def by_use(gpus: Sequence[Gpu]) -> list[Gpu]:
+    """The least busy first: memory used, then utilisation; equal ones in their order.
+
+    >>> idle, full = Gpu("GPU-1", "GPU-1", 1, utilisation=3), Gpu("GPU-0", "GPU-0", 0, memory_used=1 << 30)
+    >>> [gpu.uuid for gpu in by_use([full, idle])]
+    ['GPU-1', 'GPU-0']
+    """
+    return sorted(gpus, key=lambda gpu: (gpu.memory_used, gpu.utilisation))
+
+
+@dataclass(slots=True)
+class Claim:
+    """The devices of one launch on this node. Its locks go when the last process that shares them ends."""
+
+    ranks: int
+    devices: tuple[str, ...] = ()  # UUIDs; ("mps",) on a Mac; empty: the CPU
+    locks: list[int] = field(default_factory=list)  # open files
+
+    def release(self) -> None:
+        for lock in self.locks:
+            os.close(lock)
+        self.locks.clear()
+
+
+def claim(
+    here: int | None, device: str = "auto", devices: Sequence[str] = (), environ: Mapping[str, str] | None = None, locked: bool = True
+) -> Claim:
+    """Take the devices for `here` ranks (None: every free GPU, or one CPU process), the least busy GPUs first.
+
+    A process that forks after this shares the locks: they last until both have ended.
+
+    Args:
+        device: auto | cuda | mps | cpu
+        devices: UUIDs to choose among; empty: what CUDA_VISIBLE_DEVICES leaves.
+        locked: False only looks, for a plan that is printed.
+    Raises:
+        BadGpuMap: more GPUs than there are, or than are free.
+        BadSetting: `device` is not here, or CUDA_VISIBLE_DEVICES names no GPU.
+    """
+    environ = os.environ if environ is None else environ
+    if here is not None and here < 1:
+        raise BadGpuMap(
+            f"--here_gpus {here}: write how many training processes this machine runs, from 1 up. Without GPUs they use the CPU."
+        )
+    is_mac = sys.platform == "darwin" and platform.machine() == "arm64"
+    if device == "cpu" or (device == "auto" and here is not None and here > 1 and is_mac):
+        return Claim(here or 1)
+    if device == "mps" or (device == "auto" and is_mac):
+        return _claim_mps(here, is_mac)
+    gpus = list_gpus()
+    seen = visible(gpus, ",".join(devices), "devices") if devices else visible(gpus, environ.get("CUDA_VISIBLE_DEVICES"))
+    if not seen:
+        if device == "cuda" or devices:
+            hidden = f"CUDA_VISIBLE_DEVICES={environ.get('CUDA_VISIBLE_DEVICES')!r} hides all {len(gpus)}" if gpus else _why_none()
+            raise BadSetting(f"--device cuda, but there is no GPU to use: {hidden}. Type --device cpu to train on the CPU.")
+        return Claim(here or 1)
+    if here is not None and here > len(seen):
+        of_all = f" of the {len(gpus)} here, by CUDA_VISIBLE_DEVICES" if len(seen) < len(gpus) else ""
+        raise BadGpuMap(
+            f"--here_gpus {here}, and this machine has {_count(len(seen))} to use{of_all}. Type --here_gpus {len(seen)} or less, "
+            f"or --device cpu for CPU processes."
+        )
+    return _claim_gpus(here, by_use(seen), locked)
+
+
+def _claim_mps(here: int | None, is_mac: bool) -> Claim:
+    if not is_mac:
+        raise BadSetting("--device mps needs a Mac with an Apple processor. Type --device auto.")
+    if here not in (None, 1):
+        raise BadGpuMap(f"--here_gpus {here} with --device mps: a Mac has one GPU. Type --here_gpus 1, or --device cpu.")
+    return Claim(1, ("mps",))
+
+
+def _claim_gpus(here: int | None, gpus: Sequence[Gpu], locked: bool) -> Claim:
+    claimed = Claim(0)
+    chosen: list[Gpu] = []
+    for gpu in gpus:
+        if len(chosen) == here:
+            break
+        lock = _try_lock(gpu.uuid)
+        if lock is not None:
+            claimed.locks.append(lock)
+            chosen.append(gpu)
+    if not locked:
+        claimed.release()
+    if len(chosen) < (here or 1):
+        claimed.release()
+        wish = f"--here_gpus {here}, and " if here else ""
+        raise BadGpuMap(
+            f"{wish}other launches hold {len(gpus) - len(chosen)} of the {_count(len(gpus))} of this machine. Wait for them, "
+            f"{f'type --here_gpus {len(chosen)}, ' if chosen else ''}or train on the CPU with --device cpu."
+        )
+    chosen.sort(key=lambda gpu: gpus_order(gpu))
+    claimed.ranks, claimed.devices = len(chosen), tuple(gpu.uuid for gpu in chosen)
+    return claimed
+
+
+def gpus_order(gpu: Gpu) -> tuple[int, str]:
+    return gpu.index, gpu.uuid
+
+
+def _try_lock(uuid: str) -> int | None:
+    """An open file that holds the lock of a GPU; None when another launch has it."""
+    lock = _open_lock(uuid)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        return None
+    return lock
+
+
+def _open_lock(uuid: str) -> int:
+    folder = os.environ.get(LOCKS_VARIABLE) or _LOCKS
+    path = os.path.join(folder, re.sub(r"[^\w.-]", "_", uuid))
+    try:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(folder)
+            os.chmod(folder, 0o1777)  # users of a node share it, and cannot remove each other's locks
+        if not stat.S_ISDIR(os.lstat(folder).st_mode):
+            raise NotWritable(f"{folder} is not a folder. Remove it, or name another place for the locks of GPUs with {LOCKS_VARIABLE}.")
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL, 0o644))
+        # reading is enough to lock, and works on a file that another user made
+        return os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    except OSError as error:
+        raise NotWritable(
+            f"{path}: {(error.strerror or str(error)).lower()}. The locks of GPUs need a folder that all launches of this machine "
+            f"can write; name one with {LOCKS_VARIABLE}."
+        ) from None
+
+
+def _why_none() -> str:
+    """Why no GPU was found, from what can be seen without a driver."""
+    try:
+        import pynvml
+    except ImportError:
+        return "the package that lists them is missing (pip install nvidia-ml-py)"
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError as error:
+        return f"the NVIDIA driver does not answer ({error})"
+    pynvml.nvmlShutdown()
+    return "the NVIDIA driver lists none"
+
+
+def _count(gpus: int) -> str:
+    return f"{gpus} GPU{'s' * (gpus != 1)}"

@@ -1,0 +1,336 @@
+"""One node's ranks, from their start to their end: what they print, which fails first, and that all end together."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from bert_train_parallel import processes
+from bert_train_parallel.errors import BadSetting, not_writable
+from bert_train_parallel.launching import output
+from bert_train_parallel.launching.command import environment_for
+from bert_train_parallel.launching.failures import Ended, describe, is_consequence
+from bert_train_parallel.launching.plan import Failure, LaunchRequest, WorldPlan
+from bert_train_parallel.launching.world import World
+from bert_train_parallel.rank import Rank
+
+SETTLE_S = 2.0  # how long the failure of a rank that lost its peer waits for the failure that was the cause
+LEFTOVERS_S = 1.0  # between SIGTERM and SIGKILL for what ranks left behind when they ended well
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchEvent:
+    """Something that happened in a launch, for the program that asked for it."""
+
+    kind: str  # planned | started | failed | restarted
+    words: str
+
+
+OnEvent = Callable[[LaunchEvent], None]
+
+
+@dataclass(slots=True)
+class _Running:
+    """A rank's process and the files that it leaves."""
+
+    rank: Rank
+    process: subprocess.Popen[bytes]
+    log: str
+    error_file: str
+
+
+def run_ranks(
+    plan: WorldPlan,
+    node_rank: int,
+    world: World,
+    *,
+    request: LaunchRequest,
+    folder: str,
+    interrupts: processes.Interrupts,
+    on_event: OnEvent | None = None,
+) -> Failure | None:
+    """Run this node's ranks of one attempt; when it returns, none of their processes is left.
+
+    Args:
+        world: told of the first failure here at once; brings news of failures elsewhere, which end the ranks here.
+        folder: where logs and error files of the ranks go.
+        interrupts: SIGINT, SIGTERM and the like end the ranks, with `request.grace_s` before SIGKILL.
+    Returns:
+        What ended the attempt; None when every rank ended well.
+    Raises:
+        BadSetting: the command cannot be started.
+        NotWritable: the logs cannot be written.
+    """
+    agent = _Agent(plan, node_rank, world, request, folder, interrupts)
+    try:
+        for local_rank in range(plan.nodes[node_rank].ranks):
+            agent.start(local_rank)
+        if on_event:
+            on_event(LaunchEvent("started", f"{len(agent.ranks)} processes on {plan.nodes[node_rank].host}"))
+        agent.run()
+    finally:
+        agent.close()
+    first = agent.first_failure
+    if on_event and first:
+        on_event(LaunchEvent("failed", first.words))
+    world.finished(first.exit_code if first else 0)
+    return first
+
+
+class _Agent:
+    """The state of one attempt on this node."""
+
+    def __init__(
+        self,
+        plan: WorldPlan,
+        node_rank: int,
+        world: World,
+        request: LaunchRequest,
+        folder: str,
+        interrupts: processes.Interrupts,
+    ) -> None:
+        self.ranks: list[_Running] = []
+        self.first_failure: Failure | None = None
+        self._plan = plan
+        self._node_rank = node_rank
+        self._world = world
+        self._request = request
+        self._folder = folder
+        self._interrupts = interrupts
+        self._streams: list[output.RankStream] = []
+        self._sinks = (output.Sink(1), output.Sink(2))
+        self._selector = selectors.DefaultSelector()
+        self._failed: list[Ended] = []  # in the order in which their ends were noticed
+        self._decide_at: float | None = None  # when the first failure is named
+        self._kill_at: float | None = None  # when the grace of those that were asked to end is over
+        self._asked: set[int] = set()  # processes that were asked to end
+        self._stopped_by = 0  # the signal that ended the launch
+
+    @property
+    def _host(self) -> str:
+        return self._plan.nodes[self._node_rank].host
+
+    @property
+    def _living(self) -> list[_Running]:
+        return [one for one in self.ranks if one.process.returncode is None]
+
+    def start(self, local_rank: int) -> None:
+        """Start one rank, with its pipes and its log."""
+        rank = self._plan.rank(self._node_rank, local_rank)
+        log_path = os.path.join(self._folder, f"rank_{rank.rank}.log")
+        error_file = os.path.join(self._folder, f"rank_{rank.rank}_error.json")
+        try:
+            os.makedirs(self._folder, exist_ok=True)
+            log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
+            if os.path.exists(error_file):
+                os.unlink(error_file)
+        except OSError as error:
+            raise not_writable(error, log_path) or error from error
+        pipes = [os.pipe(), os.pipe()]
+        devices = self._plan.nodes[self._node_rank].devices
+        environment = rank_environment(rank, self._request, devices, dict(os.environ)) | self._world.environment
+        try:
+            process = processes.start(
+                self._request.command,
+                folder=self._request.folder,
+                environment=environment | {"TORCHELASTIC_ERROR_FILE": error_file},
+                stdin=0 if rank.rank == 0 else subprocess.DEVNULL,
+                stdout=pipes[0][1],
+                stderr=pipes[1][1],
+            )
+        except OSError as error:
+            raise BadSetting(
+                f"{self._request.command[0]} cannot be started: {(error.strerror or str(error)).lower()}. Look at its first line "
+                f"(#!...) and at its permissions."
+            ) from None
+        finally:
+            for _, end in pipes:
+                os.close(end)
+        self.ranks.append(_Running(rank, process, log_path, error_file))
+        prefix = f"[rank {rank.rank}] ".encode() if rank.world_size > 1 else b""
+        for (pipe, _), sink in zip(pipes, self._sinks, strict=True):
+            self._streams.append(output.RankStream(pipe, sink, os.dup(log), prefix, shows_updates=local_rank == 0))
+        os.close(log)
+
+    def run(self) -> None:
+        """Pass on output, signals and news of other nodes until every process has ended."""
+        for number in self._interrupts.filenos():
+            self._selector.register(number, selectors.EVENT_READ, self._read_signals)
+        if self._world.fileno() >= 0:
+            self._selector.register(self._world.fileno(), selectors.EVENT_READ, self._read_world)
+        while not self._is_over():
+            self._select_streams()
+            for key, _ in self._selector.select(self._wait_s()):
+                key.data()
+            for sink in self._sinks:
+                sink.flush()
+            self._notice_ends()
+            self._act_when_due()
+        for stream in self._streams:
+            while stream.is_open and stream.pump() and stream.is_ready():
+                pass
+
+    def close(self) -> None:
+        """Leave nothing: no process, no open file, no output unseen that somebody reads."""
+        stuck = processes.kill_descendants()
+        for one in self.ranks:
+            if one.process.poll() is None and one.process.pid not in stuck:
+                one.process.wait()
+        for stream in self._streams:
+            stream.close()
+        self._selector.close()
+        output.drain(self._sinks, self._interrupts.filenos(), wait_s=1.0 if self._stopped_by else None)
+
+    def _is_over(self) -> bool:
+        """Whether no process of this attempt is left; what ranks that ended well left behind is asked to end."""
+        if self._living or self._decide_at is not None:
+            return False
+        if not processes.descendants(os.getpid()):
+            return True
+        if self._kill_at is None:
+            self._end(signal.SIGTERM, LEFTOVERS_S)
+        return False
+
+    def _select_streams(self) -> None:
+        """Wait for what ranks print only while the terminal keeps up, and for the terminal only while it does not."""
+        chosen = self._selector.get_map()
+        for stream in self._streams:
+            wanted = stream.is_open and not stream.is_held_up
+            if wanted and stream.pipe not in chosen:
+                self._selector.register(stream.pipe, selectors.EVENT_READ, stream.pump)
+            elif not wanted and stream.pipe in chosen:
+                self._selector.unregister(stream.pipe)
+        for sink in self._sinks:
+            if sink.backlog and sink.descriptor not in chosen:
+                self._selector.register(sink.descriptor, selectors.EVENT_WRITE, sink.flush)
+            elif not sink.backlog and sink.descriptor in chosen:
+                self._selector.unregister(sink.descriptor)
+
+    def _wait_s(self) -> float | None:
+        """Seconds until something is due although nothing arrives; None: nothing is."""
+        if self._asked or not self._living:
+            return 0.01  # processes that are not our children may be left, and nothing tells when those end
+        due = [moment for moment in (self._decide_at, self._kill_at) if moment is not None]
+        return max(0.0, min(due) - time.monotonic()) if due else None
+
+    def _read_signals(self) -> None:
+        for number in self._interrupts.read():
+            if number == signal.SIGCHLD:
+                continue
+            asked_before = self._stopped_by
+            self._stopped_by = self._stopped_by or number
+            if not asked_before:
+                words = "stopped by Ctrl-C" if number == signal.SIGINT else f"stopped by {processes.signal_name(number)}"
+                self._fail(Failure(self._host, None, "stopped", 128 + number, f"{words} on {self._host}."), is_ours=True)
+            if number == signal.SIGKILL or number == asked_before == signal.SIGINT:
+                self._kill_at = 0.0  # nobody in front of us any more, or a second Ctrl-C: no grace
+
+    def _read_world(self) -> None:
+        for failure in self._world.messages():
+            self._fail(failure, is_ours=False)
+
+    def _notice_ends(self) -> None:
+        for one in self._living:
+            if one.process.poll() is None or not one.process.returncode or self._kill_at is not None:
+                continue
+            ended = Ended(one.rank, one.process.pid, one.process.returncode, one.log, one.error_file)
+            self._failed.append(ended)
+            wait_s = SETTLE_S if is_consequence(ended) else 0.0
+            self._decide_at = min(self._decide_at or float("inf"), time.monotonic() + wait_s)
+        processes.reap_orphans([one.process.pid for one in self._living])
+
+    def _act_when_due(self) -> None:
+        now = time.monotonic()
+        alone = not self._living and len(self._plan.nodes) == 1  # nobody is left who could be the cause
+        if self._decide_at is not None and (now >= self._decide_at or alone):
+            for stream in self._streams:
+                stream.pump()  # a last line may still be in the pipe
+            cause = min(self._failed, key=is_consequence)  # the earliest of those that are not; min keeps the order
+            self._decide_at = None
+            self._fail(describe(cause, self._host), is_ours=True)
+        if self._kill_at is not None and now >= self._kill_at:
+            processes.kill_descendants(patience_s=0.1)
+        elif self._asked:
+            self._ask_leftovers()
+
+    def _fail(self, failure: Failure, is_ours: bool) -> None:
+        """The first failure ends the attempt, here and on all nodes; later ones are what it led to."""
+        if self.first_failure is not None:
+            return
+        self.first_failure = failure
+        self._decide_at = None
+        if is_ours:
+            self._world.report(failure)
+        self._end(signal.SIGINT if self._stopped_by == signal.SIGINT else signal.SIGTERM, self._request.grace_s)
+
+    def _end(self, number: int, grace_s: float) -> None:
+        """Ask every rank to end; what is left after the grace is killed."""
+        if self._kill_at is None:
+            self._kill_at = time.monotonic() + grace_s
+        for one in self._living:
+            if self._request.command[0] == sys.executable:
+                # alone: its data loading workers would die under it while it saves what it has
+                targets = [one.process.pid]
+            else:
+                targets = _group_of(one.process.pid)  # a shell does not pass signals on
+            for pid in targets:
+                processes.send(pid, number)
+            self._asked.update(targets)
+        if not self._living:
+            self._ask_leftovers()
+        self._asked.add(0)  # marks that the end has begun even if nobody was left to ask
+
+    def _ask_leftovers(self) -> None:
+        """Ask what is not below a living rank, since its rank has gone."""
+        below_ranks = {one.process.pid for one in self._living}
+        for one in self._living:
+            below_ranks.update(processes.descendants(one.process.pid))
+        for pid in processes.descendants(os.getpid()):
+            if pid not in below_ranks and pid not in self._asked:
+                processes.send(pid, signal.SIGTERM)
+                self._asked.add(pid)
+
+
+def _group_of(leader: int) -> list[int]:
+    found = [leader]
+    for pid in processes.descendants(leader):
+        try:
+            if os.getpgid(pid) == leader:
+                found.append(pid)
+        except ProcessLookupError:
+            continue
+    return found
+
+
+def rank_environment(rank: Rank, request: LaunchRequest, devices: Sequence[str], given: dict[str, str]) -> dict[str, str]:
+    """All variables of one rank: the launcher's own, who it is, its node's GPUs, and threads that share the cores.
+
+    >>> rank = Rank(rank=1, local_rank=1, world_size=2, local_world_size=2, device="cuda")
+    >>> variables = rank_environment(rank, LaunchRequest(("a.py",)), ["GPU-1", "GPU-2"], {"OMP_NUM_THREADS": "3"})
+    >>> variables["CUDA_VISIBLE_DEVICES"], variables["LOCAL_RANK"], variables["OMP_NUM_THREADS"]
+    ('GPU-1,GPU-2', '1', '3')
+    """
+    variables = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(max(1, cores() // rank.local_world_size))}
+    if rank.local_world_size > 1:
+        variables["OMP_WAIT_POLICY"] = "passive"  # idle threads that spin would take the cores of other ranks
+    variables |= given | environment_for(request.command, given) | request.environment | rank.to_environ()
+    variables.pop("TORCHELASTIC_USE_AGENT_STORE", None)  # from a torchrun around us: it would send ranks to that one's store
+    if rank.device == "cuda":
+        variables |= {"CUDA_VISIBLE_DEVICES": ",".join(devices), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    elif request.device == "cpu":
+        variables["CUDA_VISIBLE_DEVICES"] = ""
+    return variables
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        return os.cpu_count() or 1

@@ -1,0 +1,143 @@
+"""One node's part of a launch: its plan, alone or with the other nodes; its ranks; and what is said of how it ended."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from bert_train_parallel import gpus
+from bert_train_parallel.launching.agent import LaunchEvent, OnEvent, run_ranks
+from bert_train_parallel.launching.command import is_ours, option_of, source_of
+from bert_train_parallel.launching.failures import SAID_IN_FULL
+from bert_train_parallel.launching.output import last_lines
+from bert_train_parallel.launching.plan import Failure, Hello, LaunchRequest, LaunchResult, WorldPlan, make_plan
+from bert_train_parallel.launching.restarts import Alone, run_attempts
+from bert_train_parallel.launching.world import World
+from bert_train_parallel.processes import Interrupts
+
+Say = Callable[[str], None]
+
+
+def launch_node(
+    request: LaunchRequest, claim: gpus.Claim, interrupts: Interrupts, say: Say, on_event: OnEvent | None = None
+) -> LaunchResult:
+    """Run this node's part of a launch until it is over on every node; the caller is guarded (`processes.guarded`).
+
+    Args:
+        claim: this node's devices.
+        say: takes the lines that a quiet launch leaves out.
+    Raises:
+        NodesDisagree, Unreachable, BadSetting, NotWritable: the ranks cannot be started.
+        LaunchFailed: a signal arrived while this node waited for the others.
+    """
+    logs = Logs(request)
+
+    def run_attempt(plan: WorldPlan, node_rank: int, world: World) -> None:
+        folder = logs.folder(plan)
+        devices = ", ".join(plan.nodes[node_rank].devices) or plan.nodes[node_rank].device.upper()
+        say(f"{_processes(plan, node_rank)} on {devices}; output in {folder}")
+        if on_event:
+            on_event(LaunchEvent("planned" if plan.attempt == 0 else "restarted", folder))
+        run_ranks(plan, node_rank, world, request=request, folder=folder, interrupts=interrupts, on_event=on_event)
+
+    world = make_world(request, claim, say)
+    try:
+        result = run_attempts(world, run_attempt, interrupts)
+    finally:
+        world.close()
+    if result.exit_code == 0:
+        logs.remove_temporary()
+    return replace(result, first_failure=result.first_failure and logs.without_repeats(result.first_failure))
+
+
+def make_world(request: LaunchRequest, claim: gpus.Claim, say: Say) -> World:
+    """What this node needs of the world around it."""
+    if request.is_single_node:
+        from bert_train_parallel.launching.network import free_port
+
+        return Alone(request, own_plan(request, claim), say, free_port)
+    from bert_train_parallel.launching.agreement import Channel
+    from bert_train_parallel.launching.hello import make_hello
+
+    return Channel(request, make_hello(request, claim.ranks, claim.devices), say)
+
+
+def own_plan(request: LaunchRequest, claim: gpus.Claim) -> WorldPlan:
+    """The plan of a single node, with a free port unless one was asked for.
+
+    Raises:
+        BadSetting: the port is taken.
+    """
+    from bert_train_parallel.launching.network import free_port
+
+    host = request.host or os.uname().nodename
+    port = _checked_port(request.master_port) if request.master_port else free_port()
+    return make_plan(request, [Hello(host, claim.ranks, others=0, devices=claim.devices, store_port=port)], job=new_job())
+
+
+def _checked_port(port: int) -> int:
+    import socket
+
+    from bert_train_parallel.launching.network import port_taken
+
+    try:
+        socket.create_server(("", port)).close()
+    except OSError:
+        raise port_taken(port) from None
+    return port
+
+
+def new_job() -> str:
+    """A name for a launch: when it began, and a few letters that tell two of one second apart."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}-{os.urandom(2).hex()}"
+
+
+def _processes(plan: WorldPlan, node_rank: int) -> str:
+    here = plan.nodes[node_rank].ranks
+    count = f"{here} process{'es' * (here != 1)}"
+    return count if len(plan.nodes) == 1 else f"{count} of {plan.world_size}, ranks {plan.ranks_on(node_rank)[0]} up, as node {node_rank}"
+
+
+class Logs:
+    """Where the output of each rank is kept: beside a run of our trainer, else in a temporary folder or where `--log_dir` says."""
+
+    def __init__(self, request: LaunchRequest) -> None:
+        self._request = request
+        self._temporary: str | None = None
+        self._last = ""
+
+    def folder(self, plan: WorldPlan) -> str:
+        """The folder of one attempt."""
+        self._last = os.path.join(self._parent(), plan.job, *([f"attempt_{plan.attempt}"] if plan.attempt else []))
+        return self._last
+
+    def _parent(self) -> str:
+        request = self._request
+        if request.log_dir:
+            return os.path.join(request.folder, request.log_dir)
+        arguments = request.command[request.command.index("-m") + 2 :] if is_ours(request.command) else ()
+        source = source_of(arguments)
+        if source:
+            from bert_train_parallel.run_files import run_files
+
+            outputs = option_of(arguments, "--output_dir", "--output-dir")
+            return os.path.join(request.folder, run_files(source, outputs, option_of(arguments, "--run")).logs)
+        if self._temporary is None:
+            self._temporary = os.path.join(os.environ.get("TMPDIR") or "/tmp", f"launch-{os.urandom(6).hex()}")
+            os.mkdir(self._temporary, 0o700)
+        return self._temporary
+
+    def remove_temporary(self) -> None:
+        """A launch that ended well needs no logs in /tmp."""
+        if self._temporary:
+            shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def without_repeats(self, failure: Failure) -> Failure | None:
+        """The failure, unless its one sentence has been printed by the rank itself already."""
+        if failure.kind not in SAID_IN_FULL or failure.rank is None:
+            return failure
+        shown = "\n".join(last_lines(os.path.join(self._last, "rank_0.log")))
+        return None if failure.words in shown else failure

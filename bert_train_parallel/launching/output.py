@@ -1,0 +1,178 @@
+"""What ranks print: each line to the terminal with its rank, and every byte to a log file per rank.
+
+Nothing here ever waits: a terminal that does not take more (a pager, Ctrl-S) must not keep the launcher from its ranks.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import select
+from collections.abc import Sequence
+
+LONGEST_LINE = 64 * 1024  # bytes; a longer line is shown in pieces, and is whole in the log
+_CHUNK = 64 * 1024
+_ALWAYS_FITS = select.PIPE_BUF if hasattr(select, "PIPE_BUF") else 512  # what a pipe that is ready takes without waiting
+_FULL = 1024 * 1024  # bytes not yet shown, above which the ranks are read no further
+_LINE = re.compile(rb"[^\r\n]*(?:\r\n|\n|\r)")
+
+
+class Sink:
+    """One of the launcher's own streams: takes bytes at once, passes them on as fast as they are read."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self.closed = False  # nobody reads it any more
+        self._waiting = bytearray()
+
+    @property
+    def backlog(self) -> int:
+        return len(self._waiting)
+
+    def write(self, data: bytes) -> None:
+        if not self.closed:
+            self._waiting += data
+            self.flush()
+
+    def flush(self) -> None:
+        """Pass on what can be passed on without waiting."""
+        sent = 0
+        try:
+            while sent < len(self._waiting) and select.select([], [self.descriptor], [], 0)[1]:
+                sent += os.write(self.descriptor, self._waiting[sent : sent + _ALWAYS_FITS])
+        except BlockingIOError:
+            pass
+        except OSError:  # the reader has gone (head, a closed terminal), or its disk is full; the logs go on
+            self.closed = True
+            sent = len(self._waiting)
+        del self._waiting[:sent]
+
+
+class RankStream:
+    """One pipe from one rank."""
+
+    def __init__(self, pipe: int, sink: Sink, log: int, prefix: bytes, shows_updates: bool) -> None:
+        os.set_blocking(pipe, False)
+        self.pipe = pipe
+        self._sink = sink
+        self._log = log
+        self._prefix = prefix
+        self._shows_updates = shows_updates
+        self._partial = b""
+        self.is_open = True
+
+    @property
+    def is_held_up(self) -> bool:
+        """Whether the terminal is so far behind that no more should be read."""
+        return self._sink.backlog > _FULL
+
+    def is_ready(self) -> bool:
+        """Whether a read would find something, or the end."""
+        return bool(select.select([self.pipe], [], [], 0)[0])
+
+    def close(self) -> None:
+        if self.is_open:
+            self._show(self._partial)
+        os.close(self.pipe)
+        os.close(self._log)
+
+    def pump(self) -> bool:
+        """Read what is there, once; False at the end of the pipe."""
+        if not self.is_open:
+            return False
+        try:
+            data = os.read(self.pipe, _CHUNK)
+        except BlockingIOError:
+            return True
+        if not data:
+            self._show(self._partial)
+            self._partial = b""
+            self.is_open = False
+            return False
+        if not self._prefix:
+            self._sink.write(data)
+            write_all(self._log, data)
+            return True
+        self._partial += data
+        whole = max(self._partial.rfind(b"\n"), self._partial.rfind(b"\r", 0, len(self._partial) - 1)) + 1
+        if whole == 0 and len(self._partial) >= LONGEST_LINE:
+            whole = len(self._partial)
+        if whole:
+            self._show(self._partial[:whole])
+            self._partial = self._partial[whole:]
+        return True
+
+    def _show(self, text: bytes) -> None:
+        if not text:
+            return
+        write_all(self._log, text)
+        self._sink.write(prefixed(text, self._prefix, self._shows_updates))
+
+
+def prefixed(text: bytes, prefix: bytes, shows_updates: bool = True) -> bytes:
+    r"""Lines with a prefix each, for a terminal that several ranks share; the last one is ended if it is not.
+
+    A line that ends in a carriage return is a progress bar's update: shown as one, or left out where `shows_updates` is False, since
+    bars of several ranks on one line would overwrite each other.
+
+    >>> prefixed(b"one\ntwo", b"[rank 1] ")
+    b'[rank 1] one\n[rank 1] two\n'
+    >>> prefixed(b"\r 5%\r 9%\rdone\n", b"[rank 0] ")
+    b'[rank 0]  5%\r[rank 0]  9%\r[rank 0] done\n'
+    >>> prefixed(b"\r 5%\r 9%\rdone\n", b"[rank 1] ", shows_updates=False)
+    b'[rank 1] done\n'
+    """
+    if not text:
+        return b""
+    if b"\r" not in text:
+        ended = text if text.endswith(b"\n") else text + b"\n"
+        return prefix + ended[:-1].replace(b"\n", b"\n" + prefix) + b"\n"
+    shown = []
+    end = 0
+    for found in _LINE.finditer(text):
+        line, end = found.group(), found.end()
+        if line == b"\r" or (line.endswith(b"\r") and not shows_updates):
+            continue
+        shown.append(prefix + line)
+    if end < len(text):
+        shown.append(prefix + text[end:] + b"\n")
+    return b"".join(shown)
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write to a log file; a full disk costs the log, never the run."""
+    view = memoryview(data)
+    try:
+        while view:
+            view = view[os.write(descriptor, view) :]
+    except OSError:
+        pass
+
+
+def last_lines(path: str, count: int = 20, most: int = 64 * 1024) -> list[str]:
+    """The end of a log as text; an update of a progress bar that was overwritten is left out."""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - most))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return []
+    lines = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in text.split("\n")]
+    return [line[:2000] for line in lines if line][-count:]
+
+
+def drain(sinks: Sequence[Sink], interrupts: Sequence[int], wait_s: float | None) -> None:
+    """Pass on what is left to show; stops when `wait_s` is over (None: never) or when an interrupt arrives."""
+    import time
+
+    deadline = None if wait_s is None else time.monotonic() + wait_s
+    while waiting := [sink.descriptor for sink in sinks if sink.backlog]:
+        left = None if deadline is None else deadline - time.monotonic()
+        if left is not None and left <= 0:
+            return
+        stopped, _, _ = select.select(interrupts, waiting, [], left)
+        if stopped:
+            return
+        for sink in sinks:
+            sink.flush()

@@ -1,0 +1,248 @@
+"""Process trees and their end: what a launch starts dies with it, whichever of its processes is killed.
+
+Two processes watch over a launch, each the subreaper of all below it, so that on Linux even a grandchild that called
+`setsid` stays a descendant of one of them. When one dies, by SIGKILL too, the other kills what is left. Ranks
+also die with the process that started them (PR_SET_PDEATHSIG). Other systems have neither: there the end of a launch
+reaches process groups and living chains of parents only.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+
+_LINUX = sys.platform == "linux"
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
+
+
+def signal_name(number: int) -> str:
+    """A signal's name, or its number where it has none.
+
+    >>> signal_name(9), signal_name(40)
+    ('SIGKILL', 'signal 40')
+    """
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _prctl(option: int, value: int) -> None:
+    import ctypes
+
+    ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+
+
+def adopt_orphans() -> None:
+    """Become the parent of every descendant whose own parent dies (Linux; elsewhere nothing)."""
+    if _LINUX:
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def start(
+    command: Sequence[str], *, folder: str, environment: dict[str, str], stdin: int, stdout: int, stderr: int
+) -> subprocess.Popen[bytes]:
+    """Start a program in a session of its own; on Linux it is killed when this process dies.
+
+    Raises:
+        OSError: the program cannot be started.
+    """
+    prctl = None
+    if _LINUX:
+        import ctypes
+
+        prctl = ctypes.CDLL(None).prctl  # looked up before the fork: the child then only calls it
+    parent = os.getpid()
+
+    def die_with_parent() -> None:
+        if prctl is not None:
+            prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+            if os.getppid() != parent:  # it died before the line above
+                os._exit(1)
+
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdin=stdin,
+        stdout=stdout,
+        stderr=stderr,
+        start_new_session=True,
+        preexec_fn=die_with_parent,
+    )
+
+
+def descendants(root: int) -> list[int]:
+    """All living processes below `root`, parents before children; `root` itself is left out."""
+    children: dict[int, list[int]] = {}
+    for pid, parent in _living():
+        children.setdefault(parent, []).append(pid)
+    found: list[int] = []
+    level = children.get(root, [])
+    while level:
+        found += level
+        level = [child for pid in level for child in children.get(pid, ())]
+    return found
+
+
+def _living() -> Iterator[tuple[int, int]]:
+    """(pid, pid of its parent) of every process of this machine that has not ended."""
+    if not _LINUX:
+        listed = subprocess.run(["ps", "-axo", "pid=,ppid=,stat="], capture_output=True, text=True, check=False).stdout
+        for line in listed.splitlines():
+            pid, parent, state = line.split()[:3]
+            if not state.startswith("Z"):
+                yield int(pid), int(parent)
+        return
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            with open(f"/proc/{name}/stat", "rb") as file:
+                fields = file.read().rpartition(b")")[2].split()
+        except OSError:  # it has just ended
+            continue
+        threads = int(fields[17])
+        if fields[0] not in (b"Z", b"X") or threads > 1:  # a main thread that ended reads Z while others live on
+            yield int(name), int(fields[1])
+
+
+def send(pid: int, number: int) -> None:
+    """Signal a process, unless it has already gone or belongs to somebody else."""
+    try:
+        os.kill(pid, number)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def reap_orphans(own: Sequence[int] = ()) -> None:
+    """Collect the ended children that nobody waits for; those of `own` are left for their Popen."""
+    while True:
+        try:
+            ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        if ended is None or ended.si_pid in own:
+            return
+        os.waitpid(ended.si_pid, 0)
+
+
+def kill_descendants(patience_s: float = 5.0) -> list[int]:
+    """SIGKILL everything below this process until nothing is left.
+
+    Returns:
+        Processes that were still there after `patience_s`: stuck in the kernel, or of another user.
+    """
+    deadline = time.monotonic() + patience_s
+    while True:
+        left = descendants(os.getpid())
+        for pid in left:
+            send(pid, signal.SIGKILL)
+        reap_orphans()
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.005)
+
+
+class Interrupts:
+    """Signals as numbers to select on and read, so that no wait is deaf to them.
+
+    `read()` gives the numbers that arrived: SIGINT, SIGTERM, SIGHUP and SIGQUIT (unless they were ignored from the start, as under
+    nohup), SIGCHLD for a child that ended, and SIGKILL when the guarding process of `guarded` has gone.
+    """
+
+    def __init__(self, guardian: int | None = None) -> None:
+        self._guardian = guardian  # a pipe that ends when that process does
+        self._pipe, self._wakeup = os.pipe()
+        os.set_blocking(self._pipe, False)
+        os.set_blocking(self._wakeup, False)
+        self._old_wakeup = signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
+        self._old = {
+            number: signal.signal(number, lambda *_: None)
+            for number in (*_STOPPING, signal.SIGCHLD)
+            if signal.getsignal(number) is not signal.SIG_IGN or number == signal.SIGCHLD
+        }
+
+    def filenos(self) -> list[int]:
+        """What to select on."""
+        return [self._pipe] if self._guardian is None else [self._pipe, self._guardian]
+
+    def read(self) -> list[int]:
+        """The signals since the last call, in order; never waits."""
+        try:
+            arrived = list(os.read(self._pipe, 4096))
+        except BlockingIOError:
+            arrived = []
+        if self._guardian is not None:
+            import select
+
+            if select.select([self._guardian], [], [], 0)[0]:
+                self._guardian = None
+                arrived.append(signal.SIGKILL)
+        return arrived
+
+    def close(self) -> None:
+        """Put the earlier handlers back."""
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._old_wakeup)
+        os.close(self._pipe)
+        os.close(self._wakeup)
+
+
+def guarded(body: Callable[[Interrupts], int]) -> int:
+    """Run `body` in a forked child; when either of the two processes dies, the other kills all that is left.
+
+    The calling process stays in front: signals that it gets go on to the child, and it returns the child's exit code. The child
+    has a session of its own, so that a signal to the caller's whole process group leaves it alive to clean up.
+    `body` must heed SIGKILL from `Interrupts.read()`.
+
+    Returns:
+        What `body` returned, or minus the number of the signal that killed its process.
+    """
+    adopt_orphans()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    ends_with_us, held_by_us = os.pipe()
+    passed_on = {number for number in _STOPPING if signal.getsignal(number) is not signal.SIG_IGN}
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, passed_on)  # one that comes while we fork waits for its handler
+    child = os.fork()
+    if child == 0:
+        os.close(held_by_us)
+        os._exit(_run_guarded(body, ends_with_us, mask))
+    os.close(ends_with_us)
+    old = {number: signal.signal(number, lambda number, _: send(child, number)) for number in passed_on}
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    _, status = os.waitpid(child, 0)
+    kill_descendants()
+    for number, handler in old.items():
+        signal.signal(number, handler)
+    os.close(held_by_us)
+    return os.waitstatus_to_exitcode(status)
+
+
+def _run_guarded(body: Callable[[Interrupts], int], guardian: int, mask: set[signal.Signals]) -> int:
+    code = 1
+    try:
+        os.setsid()
+        adopt_orphans()
+        interrupts = Interrupts(guardian)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        code = body(interrupts)
+    except BaseException:
+        traceback.print_exc()  # nobody above this frame would: the process ends here
+    finally:
+        kill_descendants()
+        for stream in (sys.stdout, sys.stderr):
+            try:
+                stream.flush()
+            except OSError:
+                pass
+    return code
