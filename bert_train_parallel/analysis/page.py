@@ -1,0 +1,117 @@
+"""The report's folder: charts as PNG and SVG, and one page that needs no other file and no network."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+
+from bert_train_parallel.analysis.compare import Comparison, tables_of_comparison
+from bert_train_parallel.analysis.contents import FIGURES, tables_of
+from bert_train_parallel.analysis.drawing import Chart, draw_charts, draw_comparison
+from bert_train_parallel.analysis.report import Analysis
+from bert_train_parallel.analysis.tables import Table, shorten, visible
+from bert_train_parallel.run_files import folder_written_aside
+
+MOST_CLASSES = 25  # of a matrix that still reads as a table; the chart shows more
+LONGEST_CELL = 600
+
+_STYLE = """
+:root { color-scheme: light; }
+body { font: 15px/1.5 system-ui, sans-serif; color: #1a202c; background: #fff; max-width: 68rem; margin: 2rem auto; padding: 0 1.25rem; }
+h1 { font-size: 1.6rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin: 2.2rem 0 .5rem; }
+.cards { display: flex; flex-wrap: wrap; gap: .75rem; }
+.cards div { border: 1px solid #e2e8f0; border-radius: .5rem; padding: .5rem 1rem; min-width: 7rem; }
+.cards b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums; } .cards small, .note { color: #4a5568; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
+th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #e2e8f0; vertical-align: top; }
+th { font-weight: 600; } td.left, th.left { text-align: left; min-width: 7rem; max-width: 34rem; overflow-wrap: anywhere; }
+img { max-width: 100%; height: auto; display: block; margin: .5rem 0; }
+img.large { max-width: none; }
+@media print { body { margin: 0; max-width: none; } h2 { break-after: avoid; }
+  img, tr { break-inside: avoid; } img.large { max-width: 100%; } }
+"""
+
+
+def write_report(analysis: Analysis, folder: Path | None = None) -> Analysis:
+    """Draw all charts and write the page, into the run's report folder or another; complete or not at all.
+
+    Raises:
+        MissingPackage: matplotlib is not installed.
+        NotWritable: the folder is read-only or the disk is full.
+    """
+    charts = draw_charts(analysis)
+    tables = tables_of(analysis, MOST_CLASSES)
+    page = page_of(f"Report of {analysis.name}", tables, charts, _cards(analysis))
+    return replace(analysis, report=_write(folder or analysis.files.report, charts, page))
+
+
+def write_comparison(comparison: Comparison, folder: Path) -> Path:
+    """The page of several runs side by side, and its charts; raises as `write_report` does."""
+    charts = draw_comparison(comparison)
+    names = " and ".join(run.name for run in comparison.runs)
+    return _write(folder, charts, page_of(f"Comparison of {names}", tables_of_comparison(comparison), charts))
+
+
+def _write(folder: Path, charts: Sequence[Chart], page: str) -> Path:
+    with folder_written_aside(folder) as aside:
+        for chart in charts:
+            (aside / f"{chart.name}.png").write_bytes(chart.png)
+            (aside / f"{chart.name}.svg").write_bytes(chart.svg)
+        (aside / "report.html").write_text(page, encoding="utf-8")
+    return folder / "report.html"
+
+
+def page_of(title: str, tables: Sequence[Table], charts: Sequence[Chart], cards: str = "") -> str:
+    """A page as HTML; every word of it escaped, every picture inside it."""
+    parts = [cards, *map(_table, tables), *map(_picture, charts)]
+    # the policy keeps a page that is passed on from ever loading or running anything
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    head = (
+        f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}"><title>{_words(title)}</title><style>{_STYLE}</style>'
+    )
+    body = "\n".join([f"<h1>{_words(title)}</h1>", *parts])
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
+
+
+def _cards(analysis: Analysis) -> str:
+    """The few figures that a reader looks for first."""
+    figures = analysis.figures.get("test", {})
+    shown = ("pearson", "spearman", "mse") if analysis.task_type == "regression" else ("accuracy", "macro_f1", "mcc")
+    cards = []
+    for name in (*shown, "samples"):
+        value = figures.get(name)
+        if not isinstance(value, int | float):
+            continue
+        bounds = figures.get("accuracy_interval") if name == "accuracy" else None
+        small = f"95 %: {bounds[0]:.3f} to {bounds[1]:.3f}" if bounds else "of the test split" if name == "samples" else ""
+        number = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+        cards.append(f"<div>{_words(FIGURES[name])}<b>{number}</b><small>{small}</small></div>")
+    return f'<div class="cards">{"".join(cards)}</div>'
+
+
+def _table(table: Table) -> str:
+    def line(cells: Sequence[str], tag: str) -> str:
+        kinds = [' class="left"' if table.is_left(number) else "" for number in range(len(cells))]
+        return "".join(f"<{tag}{kind}>{_words(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
+
+    head = f"<thead><tr>{line(table.columns, 'th')}</tr></thead>" if any(table.columns) else ""
+    body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in table.rows)
+    note = f'<p class="note">{_words(table.note)}</p>' if table.note else ""
+    return f'<h2>{_words(table.title)}</h2><div class="wide"><table>{head}<tbody>{body}</tbody></table></div>{note}'
+
+
+def _picture(chart: Chart) -> str:
+    data = base64.b64encode(chart.svg).decode()
+    title = _words(chart.title)
+    # names beside a large matrix can be read at its own size only: it is scrolled, not shrunk
+    kind = ' class="large"' if chart.width > 12 else ""
+    return f'<h2>{title}</h2><div class="wide"><img{kind} alt="{title}" src="data:image/svg+xml;base64,{data}"></div>'
+
+
+def _words(text: str) -> str:
+    return escape(shorten(visible(text), LONGEST_CELL))

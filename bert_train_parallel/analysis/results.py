@@ -1,0 +1,212 @@
+"""Finds the files of a run from any one of them, reads them, and sees that they are of one run."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bert_train_parallel.analysis.predictions_file import PredictionsFile, read_predictions
+from bert_train_parallel.data.store import Store
+from bert_train_parallel.errors import BadRun, BadStore
+from bert_train_parallel.progress import Event, read_events
+from bert_train_parallel.run_files import RunFiles, store_stem
+
+_RUN_PARTS = ("_RESULT.json", "_train_test_stats.json", "_testset_predictions.csv", "_progress.jsonl")
+
+
+@dataclass(frozen=True, slots=True)
+class RunResults:
+    """What the files of one run say; `missing` tells which were not there, and what is lost by it."""
+
+    files: RunFiles
+    result: dict[str, Any] = field(default_factory=dict)
+    stats: dict[str, Any] = field(default_factory=dict)
+    predictions: PredictionsFile | None = None
+    events: tuple[Event, ...] = ()
+    store: Path | None = None
+    missing: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        return self.files.stem
+
+
+def find_runs(path: Path) -> list[RunFiles]:
+    """The runs that a file or folder can mean, oldest first: one for a result file, all of its runs for a store or a source.
+
+    Raises:
+        BadRun: there is no such file, or no run of it.
+    """
+    if not path.exists():
+        raise BadRun(f"{path}: there is no such file.{_near(path)}")
+    named = RunFiles.of(path)
+    if named.stem != path.stem and named.stem != path.name:  # the name ends like a file of a run
+        return [named]
+    if path.is_dir():
+        runs = _runs_in(path, None)
+        sentence = f"{path} holds no result of a run. Name a result file, the store, or a folder with *_RESULT.json files."
+    else:
+        runs = _runs_of_source(path)
+        sentence = f"{path}: no run of it has written results yet. Train first: launch.py bert_train_parallel.py {path}"
+    if not runs:
+        raise BadRun(sentence)
+    return runs
+
+
+def choose_run(runs: list[RunFiles], wanted: str | None) -> RunFiles:
+    """The newest run, or the one that `--run` names: by its number in the list, its whole name or its end (`lr5` of `leanings-lr5`).
+
+    Raises:
+        BadRun: no run, or more than one, has this name.
+    """
+    if wanted is None:
+        return runs[-1]
+    exact = [files for files in runs if files.stem == wanted]
+    ending = [files for files in runs if files.stem.endswith(f"-{wanted}")]
+    numbered = [runs[int(wanted) - 1]] if wanted.isdecimal() and 1 <= int(wanted) <= len(runs) else []
+    found = exact or numbered or ending
+    if len(found) == 1:
+        return found[0]
+    names = ", ".join(f"{number} {files.stem}" for number, files in enumerate(runs, 1))
+    raise BadRun(f"--run {wanted}: {'several runs end so' if found else 'there is no such run'}. The runs are: {names}.")
+
+
+def read_run(files: RunFiles) -> RunResults:
+    """Reads all files of a run that are there.
+
+    Raises:
+        BadRun: a file is damaged, none is there, or they are of different runs.
+    """
+    missing = []
+    result = read_object(files.result)
+    if not result:
+        missing.append(f"{files.result.name}: settings, speed and validation figures")
+    stats = read_object(files.stats)
+    if not stats:
+        missing.append(f"{files.stats.name}: figures of each epoch")
+    predictions = read_predictions(files.predictions) if files.predictions.exists() else None
+    if predictions is None:
+        missing.append(f"{files.predictions.name}: confusion matrix, figures of each class, errors")
+    events = tuple(read_events(files.progress))
+    if not (result or stats or predictions or events):
+        raise BadRun(f"{files.folder / files.stem}: none of the run's files is there. Name one that is, such as *_RESULT.json.")
+    store, why = _find_store(files, result)
+    if store is None:
+        missing.append(f"{why}: label distribution and texts")
+    found = RunResults(files, result, stats, predictions, events, store, tuple(missing))
+    _check_one_run(found)
+    return found
+
+
+def _near(path: Path) -> str:
+    """Names of result files beside a path that does not exist."""
+    beside = sorted(path.parent.glob("*_RESULT.json")) if path.parent.is_dir() else []
+    return f" Beside it: {', '.join(found.name for found in beside[:5])}." if beside else ""
+
+
+def _runs_in(folder: Path, store: str | None) -> list[RunFiles]:
+    """Runs with any of their files in a folder, those of one store where its stem is given; oldest first."""
+    stores = {found.stem for found in folder.glob("*.sqlite")}
+    found = {RunFiles.of(file) for part in _RUN_PARTS for file in folder.glob(f"*{part}") if not file.name.startswith(".")}
+    chosen = [files for files in found if store is None or _owner(files.stem, stores | {store}) == store]
+    return sorted(chosen, key=lambda files: (_last_written(files), files.stem))
+
+
+def _owner(run: str, stores: set[str]) -> str | None:
+    """The store that a run's name begins with; the longest, where several do."""
+    return max((stem for stem in stores if run == stem or run.startswith(f"{stem}-")), key=len, default=None)
+
+
+def _last_written(files: RunFiles) -> float:
+    """When the run last wrote anything, in seconds since 1970."""
+    there = [files.result, files.stats, files.predictions, files.progress]
+    return max((file.stat().st_mtime for file in there if file.exists()), default=0.0)
+
+
+def _runs_of_source(path: Path) -> list[RunFiles]:
+    """Runs beside a store or a source, and those elsewhere that the store remembers."""
+    runs = _runs_in(path.parent, store_stem(str(path)))
+    store = path if path.suffix == ".sqlite" else path.with_name(f"{store_stem(str(path))}.sqlite")
+    if store.exists():
+        with Store.open(store) as opened:
+            remembered = [RunFiles(Path(record["folder"]), record["stem"]) for record in opened.runs() if "folder" in record]
+        runs += [
+            files for files in remembered if files.result.exists() and files.result.resolve() not in {r.result.resolve() for r in runs}
+        ]
+        runs.sort(key=lambda files: (_last_written(files), files.stem))
+    return runs
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object, {} where the file is missing; infinite and NaN values become None.
+
+    Raises:
+        BadRun: not JSON, or not an object.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError) as error:
+        raise BadRun(f"{path} is damaged: not JSON ({error}). Remove it to see what the other files say, or train again.") from None
+    if not isinstance(found, dict):
+        raise BadRun(f"{path} holds a {type(found).__name__} where an object is expected; it is not the file of a run.")
+    return found
+
+
+def _stores_by_name(files: RunFiles) -> Iterator[Path]:
+    """`a-b-2.sqlite`, `a-b.sqlite`, `a.sqlite` for the run `a-b-2`."""
+    stem = files.stem
+    while stem:
+        yield files.folder / f"{stem}.sqlite"
+        stem = stem.rpartition("-")[0]
+
+
+def _find_store(files: RunFiles, result: dict[str, Any]) -> tuple[Path | None, str]:
+    """The store that the run was made from; or None, and why there is none."""
+    told = [files.folder / result["files"]["store"]] if isinstance(result.get("files"), dict) and "store" in result["files"] else []
+    there = [path for path in [*told, *_stores_by_name(files)] if path.is_file()]
+    if not there:
+        return None, f"{store_stem(files.stem)}.sqlite"
+    wanted = (result.get("fingerprints") or {}).get("data")
+    for path in there:
+        try:
+            with Store.open(path) as store:
+                if wanted in (None, store.fingerprint):
+                    return path, ""
+        except BadStore as error:
+            return None, str(error).rstrip(".")
+    return None, f"{there[0].name} has been rebuilt since this run with other settings or another source"
+
+
+def _check_one_run(found: RunResults) -> None:
+    """Raises BadRun where the predictions are not those that RESULT has the figures of."""
+    figures = (found.result.get("figures") or {}).get("test") or {}
+    if found.predictions is None or not figures:
+        return
+    predictions, names = found.predictions.predictions, found.predictions.label_names
+    told = tuple(found.result.get("label_names") or ())
+    if found.predictions.has_samples and found.result.get("task_type", found.predictions.task_type) != found.predictions.task_type:
+        said = f"predictions of a {found.predictions.task_type}", f"a {found.result['task_type']}"
+    elif names is not None and told and names != told:
+        said = f"the classes {', '.join(names)[:80]}", f"the classes {', '.join(told)[:80]}"
+    elif figures.get("samples", len(predictions)) != len(predictions):
+        said = f"{len(predictions)} samples", f"{figures['samples']}"
+    else:
+        key = "accuracy" if found.predictions.task_type == "classification" else "mse"
+        computed = (
+            (predictions.predicted == predictions.truth).mean()
+            if key == "accuracy"
+            else ((predictions.predicted - predictions.truth) ** 2).mean()
+        )
+        if math.isclose(computed, figures.get(key, computed), rel_tol=1e-5, abs_tol=1e-9):
+            return
+        said = f"{key} {computed:.4f}", f"{figures[key]:.4f}"
+    raise BadRun(
+        f"{found.files.predictions.name} has {said[0]}, {found.files.result.name} {said[1]}: they are of different runs. "
+        f"Put the files of one run together again, or remove the one that does not belong."
+    )
