@@ -157,7 +157,8 @@ def r_squared(truth: Floats, predicted: Floats) -> float:
 def _ratio(above: npt.ArrayLike, below: npt.ArrayLike) -> Floats:
     """above / below, 0 where below is 0."""
     above, below = np.broadcast_arrays(np.asarray(above, dtype=np.float64), np.asarray(below, dtype=np.float64))
-    return np.divide(above, below, out=np.zeros(above.shape), where=below > 0)
+    ratio: Floats = np.divide(above, below, out=np.zeros(above.shape), where=below > 0)
+    return ratio
 
 
 def _ranks(values: Floats) -> Floats:
@@ -168,5 +169,5 @@ def _ranks(values: Floats) -> Floats:
     """
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
-    means: Floats = last - (counts - 1) / 2
-    return means[inverse]
+    ranks: Floats = np.asarray(last - (counts - 1) / 2)[inverse]
+    return ranks

@@ -142,7 +142,7 @@ def _figures_of_comparison(comparison: Comparison, names: Sequence[str]) -> Iter
 def _confusion(analysis: Analysis, names: Sequence[str], normalised: bool) -> Figure:
     assert analysis.counts is not None
     side = 1.8 + min(max(0.42 * len(names), 2.5), 14) + 0.07 * max(len(name) for name in names)
-    figure, ax = _axes(side, side)
+    figure, ax = _axes(side + (1.4 if len(names) > charts.MOST_ANNOTATED else 0), side)  # room for the scale of colours
     charts.draw_confusion(analysis.counts, names, ax, normalised)
     return figure
 

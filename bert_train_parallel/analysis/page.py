@@ -44,8 +44,9 @@ def write_report(analysis: Analysis, folder: Path | None = None) -> Analysis:
         NotWritable: the folder is read-only or the disk is full.
     """
     charts = draw_charts(analysis)
-    tables = tables_of(analysis, MOST_CLASSES)
-    page = page_of(f"Report of {analysis.name}", tables, charts, _cards(analysis))
+    tables = [_table(table) for table in tables_of(analysis, MOST_CLASSES)]
+    # the run, its labels and its figures come first, what takes more reading after the charts
+    page = page_of(f"Report of {analysis.name}", [_cards(analysis), *tables[:3], *map(_picture, charts), *tables[3:]])
     return replace(analysis, report=_write(folder or analysis.files.report, charts, page))
 
 
@@ -53,7 +54,8 @@ def write_comparison(comparison: Comparison, folder: Path) -> Path:
     """The page of several runs side by side, and its charts; raises as `write_report` does."""
     charts = draw_comparison(comparison)
     names = " and ".join(run.name for run in comparison.runs)
-    return _write(folder, charts, page_of(f"Comparison of {names}", tables_of_comparison(comparison), charts))
+    parts = [*map(_table, tables_of_comparison(comparison)), *map(_picture, charts)]
+    return _write(folder, charts, page_of(f"Comparison of {names}", parts))
 
 
 def _write(folder: Path, charts: Sequence[Chart], page: str) -> Path:
@@ -65,9 +67,8 @@ def _write(folder: Path, charts: Sequence[Chart], page: str) -> Path:
     return folder / "report.html"
 
 
-def page_of(title: str, tables: Sequence[Table], charts: Sequence[Chart], cards: str = "") -> str:
-    """A page as HTML; every word of it escaped, every picture inside it."""
-    parts = [cards, *map(_table, tables), *map(_picture, charts)]
+def page_of(title: str, parts: Sequence[str]) -> str:
+    """A page as HTML that may neither load nor run anything."""
     # the policy keeps a page that is passed on from ever loading or running anything
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     head = (

@@ -26,8 +26,8 @@ class Predictions:
     """What a model says of n samples, beside the truth; in ascending order of the samples' numbers."""
 
     samples: IntArray  # (n,) numbers of the samples in the store
-    truth: npt.NDArray[np.generic]  # (n,) class codes int64, or float64 for regression
-    predicted: npt.NDArray[np.generic]  # (n,) likewise
+    truth: npt.NDArray[Any]  # (n,) class codes int64, or float64 for regression
+    predicted: npt.NDArray[Any]  # (n,) likewise
     probabilities: FloatArray | None = None  # (n, C), rows sum to 1; None for regression
     rows: int = 0  # folded rows that the samples were made of
     row_figures: dict[str, float] = field(default_factory=dict)  # the same measure over rows, to see what combining did
