@@ -1,8 +1,8 @@
 """Checkpoints: numbered folders that appear complete or not at all, and prove by hashes that they still are.
 
-    leanings_checkpoints/
-        run.json              which run this folder belongs to
-        step_00000120/        model.safetensors, optimizer.safetensors, state.json, manifest.json
+leanings_checkpoints/
+    run.json              which run this folder belongs to
+    step_00000120/        model.safetensors, optimizer.safetensors, state.json, manifest.json
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bert_train_parallel.errors import BadCheckpoint, not_writable
-from bert_train_parallel.run_files import sync_folder
+from bert_train_parallel.errors import BadCheckpoint
+from bert_train_parallel.run_files import folder_written_aside
 
 FORMAT = 1
 _MODEL, _OPTIMIZER, _STATE, _MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
@@ -54,28 +54,12 @@ def write(folder: Path, step: int, model: Mapping[str, Tensor], optimizer: Mappi
         NotWritable: no room, or no permission; nothing is left of the attempt.
     """
     place = folder / f"step_{step:08d}"
-    aside = folder / f".{place.name}.{secrets.token_hex(4)}"
-    try:
-        aside.mkdir(parents=True)
-        save_file(_unshared(model), aside / _MODEL)
-        save_file(_unshared(optimizer), aside / _OPTIMIZER)
+    with folder_written_aside(place) as aside:
+        _save(model, aside / _MODEL)
+        _save(optimizer, aside / _OPTIMIZER)
         (aside / _STATE).write_text(json.dumps({"format": FORMAT, "step": step, **state}, allow_nan=False), encoding="utf-8")
         manifest = {name: _file_sha256(aside / name) for name in (_MODEL, _OPTIMIZER, _STATE)}
         (aside / _MANIFEST).write_text(json.dumps(manifest, indent=2), encoding="utf-8")
-        for name in (*manifest, _MANIFEST):
-            with open(aside / name, "rb+") as file:
-                os.fsync(file.fileno())
-        sync_folder(aside)
-        if place.exists():  # one that did not verify, or this very step again
-            shutil.rmtree(place)
-        os.rename(aside, place)
-        sync_folder(folder)
-    except SafetensorError as error:
-        raise not_writable(_os_error(error), folder) or error from error
-    except OSError as error:
-        raise not_writable(error, folder) or error from error
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return place
 
 
@@ -141,22 +125,19 @@ def sweep_up(folder: Path) -> None:
 def copy(checkpoint: Path, folder: Path) -> Path:
     """The same checkpoint in another run's folder, by links where the disk has them."""
     place = folder / checkpoint.name
-    if place.exists():
-        return place
-    aside = folder / f".{place.name}.{secrets.token_hex(4)}"
-    try:
-        shutil.copytree(checkpoint, aside, copy_function=_link_or_copy)
-        os.rename(aside, place)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    if not place.exists():
+        with folder_written_aside(place) as aside:
+            for file in checkpoint.iterdir():
+                _link_or_copy(file, aside / file.name)
     return place
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
     """The optimizer's state by parameter name, such as `exp_avg.classifier.weight`."""
-    return {
-        f"{key}.{names[parameter]}": torch.as_tensor(value) for parameter, values in optimizer.state.items() for key, value in values.items()
-    }
+    tensors: dict[str, Tensor] = {}
+    for parameter, values in optimizer.state.items():
+        tensors |= {f"{key}.{names[parameter]}": torch.as_tensor(value) for key, value in values.items()}
+    return tensors
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], tensors: Mapping[str, Tensor]) -> None:
@@ -178,30 +159,24 @@ def _remove(place: Path) -> None:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _link_or_copy(source: str, target: str) -> None:
+def _link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
-    except OSError:
+    except OSError:  # another disk, or one without links
         shutil.copy2(source, target)
 
 
-def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as safetensors takes them: contiguous, none a view of another's memory."""
-    seen: set[int] = set()
-    ready = {}
-    for name, tensor in tensors.items():
-        place = tensor.untyped_storage().data_ptr()
-        ready[name] = tensor.detach().clone() if place in seen else tensor.detach().contiguous()
-        seen.add(place)
-    return ready
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Raises OSError as any write does; safetensors hands on the system's reason as text alone."""
+    try:
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path)
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def _file_sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _os_error(error: SafetensorError) -> OSError:
-    """What the system said, which safetensors hands on as text alone: `... (os error 28)`."""
-    number = re.search(r"\(os error (\d+)\)", str(error))
-    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))

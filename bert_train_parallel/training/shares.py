@@ -81,9 +81,14 @@ class Shares:
         return replace(self, parts=ideal, speeds=speeds)
 
     @property
+    def known_speeds(self) -> tuple[float, ...]:
+        """The speeds; all alike where one is not known."""
+        return self.speeds if self.speeds and all(self.speeds) else (1.0,) * len(self.parts)
+
+    @property
     def utilisation(self) -> tuple[float, ...]:
         """Share of a step in which each rank computes, the busiest one being 1; empty before anything was measured."""
-        if not all(self.speeds) or not self.speeds:
+        if not self.speeds or not all(self.speeds):
             return ()
         busy = [part / speed for part, speed in zip(self.parts, self.speeds, strict=True)]
         return tuple(time / max(busy) for time in busy)

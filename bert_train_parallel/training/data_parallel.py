@@ -1,0 +1,253 @@
+"""Every rank has the whole model and computes its share of the global batch; DDP averages the gradients."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.nn.parallel import DistributedDataParallel
+
+from bert_train_parallel.config import TrainConfig
+from bert_train_parallel.data.batches import FloatArray, IntArray, Rows, make_batch, mix
+from bert_train_parallel.errors import BadModel
+from bert_train_parallel.models.heads import rank_loss, row_losses
+from bert_train_parallel.models.packed import PackedModel
+from bert_train_parallel.training import checkpoints, evaluation, memory, pace
+from bert_train_parallel.training.evaluation import inputs_of, to_device
+from bert_train_parallel.training.optimizer import Updater
+from bert_train_parallel.training.shares import Shares, micro_batches
+from bert_train_parallel.training.stopwatch import Stopwatch
+from bert_train_parallel.training.strategy import StepResult, Sums
+from bert_train_parallel.training.world import World
+
+TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+_MEASURE_EVERY = 10  # steps between looks at how fast the ranks are
+_ADVISE_AFTER = 20  # steps after which the world is compared with fewer ranks
+_NO_ROWS = np.zeros(0, dtype=np.int64)
+
+
+class DataParallel:
+    """The strategy for models that fit one device; `Strategy` says what each method promises."""
+
+    def __init__(
+        self, model: PackedModel, rows: Rows, world: World, config: TrainConfig, task_type: str, is_stopping: Callable[[], bool]
+    ) -> None:
+        """Takes a config whose dtype is resolved; `is_stopping` says whether this process was asked to end."""
+        self.model = model.to(world.device).train()
+        self.shares = Shares.of_setting(config.shares, world.size)
+        self._rows, self._world, self._config, self._task_type, self._is_stopping = rows, world, config, task_type, is_stopping
+        if config.gradient_checkpointing:
+            self.model.checkpoint_gradients()
+        _refuse_batch_norm(self.model)
+        self._names: dict[Tensor, str] = {parameter: name.removeprefix("network.") for name, parameter in self.model.named_parameters()}
+        self._updater = Updater(list(self.model.parameters()), config, world.device)
+        self._dtype = TORCH_DTYPES[config.dtype]
+        self._network = self._averaging() if world.size > 1 else self.model
+        self._watch, self._pace = Stopwatch(world.device), pace.Pace(world)
+        self._max_tokens: int | None = None  # of a micro-batch, where memory asks for it
+        self._clocks: list[float] = []  # of rank 0 after each step
+        # loss x weight, weight and correct rows since `sums` was asked; on the device, so that a step need not wait for it
+        self._counted = torch.zeros(3, dtype=torch.float32 if world.device.type == "mps" else torch.float64, device=world.device)
+        self._rows_done = self._tokens_done = 0
+
+    def set_up(self, numbers: IntArray) -> list[str]:
+        notes = []
+        if self._world.device.type == "cuda":
+            self._max_tokens = memory.find_room(self._heaviest_share(len(numbers)), self._tokens_of, self._try, self._world)
+        if self._world.size > 1:
+            if not self.shares.fixed and not self.shares.speeds:
+                self.shares = self.shares.after(*self._time_ranks(numbers))
+                notes.append(pace.describe(self.shares, self._world.hosts))
+            # DDP orders its buckets anew after its first backward: without this one, a run that goes on would
+            # add up its first gradients in another order than the run that was never stopped
+            self._backward(_NO_ROWS, 1.0)
+        self._forget()
+        return notes
+
+    def step(self, numbers: IntArray, step: int, learning_rate: float) -> StepResult:
+        lengths = self._lengths(numbers)
+        share = self.shares.cut(lengths)[self._world.rank.rank]
+        mine = numbers[share][np.argsort(lengths[share], kind="stable")]
+        total_weight = float(self._rows.weights[numbers].sum()) or 1.0  # where no row counts, the gradient is zero
+        self._watch.start()
+        self._gradients(mine, mix(self._config.seed, step, share.start), total_weight)
+        self._watch.lap(int(lengths[share].sum()))
+        self._pace.send(self._is_stopping(), *self._watch.read())
+        self._updater.update(learning_rate)
+        stop, clock = self._pace.receive()
+        return StepResult(stop, clock, self._look_at_speeds(step, clock, int(lengths.sum())))
+
+    def sums(self) -> Sums:
+        counts = self._counted.new_tensor([self._rows_done, self._tokens_done])
+        everywhere = self._world.sum(torch.cat([self._counted, counts])).tolist()
+        self._counted.zero_()
+        self._rows_done = self._tokens_done = 0
+        return Sums(*everywhere)
+
+    def outputs(self, rows: Rows) -> FloatArray | None:
+        self.model.eval()
+        try:
+            return evaluation.outputs(self.model, rows, self._world, self._autocast, self.shares.known_speeds)
+        finally:
+            self.model.train()
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
+        values = {"scaler": self._updater.scaler.state_dict(), "shares": self.description()}
+        return self.model.state_dict(), checkpoints.optimizer_tensors(self._updater.optimizer, self._names), values
+
+    def load(self, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], values: dict[str, Any], source: int) -> None:
+        self.load_model(model, source)
+        described = self._world.broadcast({name: (tensor.shape, tensor.dtype) for name, tensor in optimizer.items()}, source)
+        tensors = {
+            name: optimizer[name].to(self._world.device)
+            if name in optimizer
+            else torch.empty(shape, dtype=dtype, device=self._world.device)
+            for name, (shape, dtype) in described.items()
+        }
+        self._world.send_tensors(tensors, source)
+        checkpoints.load_optimizer(self._updater.optimizer, self._names, tensors)
+        self._updater.scaler.load_state_dict(values["scaler"])
+        shares = values["shares"]
+        if not self.shares.fixed and len(shares["parts"]) == self._world.size:
+            self.shares = Shares(tuple(shares["parts"]), tuple(shares["speeds"]))
+
+    def load_model(self, model: Mapping[str, Tensor], source: int = 0) -> None:
+        if self._world.rank.rank == source:
+            self.model.load_state_dict(model)
+        self._world.send_tensors(self.model.state_dict(), source)
+
+    def description(self) -> dict[str, Any]:
+        return {"parts": list(self.shares.parts), "speeds": list(self.shares.speeds), "utilisation": list(self.shares.utilisation)}
+
+    def _heaviest_share(self, batch_size: int) -> IntArray:
+        """The longest rows of the split, as many as the share of this rank may have: no step asks for more."""
+        lengths = self._rows.lengths
+        rows = min(len(lengths), math.ceil(batch_size * self.shares.parts[self._world.rank.rank]))
+        return np.argpartition(lengths, len(lengths) - rows)[len(lengths) - rows :]
+
+    def _try(self, numbers: IntArray) -> None:
+        """Forward and backward for the sake of the memory or the time they take."""
+        with self._without_averaging():
+            self._backward(numbers, 1.0)
+
+    def _gradients(self, mine: IntArray, dropout_seed: int, total_weight: float) -> None:
+        """Forward and backward over this rank's share, in as many parts as memory asks for."""
+        while True:
+            torch.manual_seed(dropout_seed)
+            parts = self._micro_batches(mine)
+            # averaging begins within the last backward and cannot be called back: only what comes before can be tried again
+            free = parts if self._world.size == 1 else parts[:-1]
+            counted = self._counted.clone(), self._rows_done, self._tokens_done
+            if self._fit(free, total_weight):
+                for part in parts[len(free) :]:
+                    self._backward(part, total_weight)
+                return
+            self._max_tokens = memory.halved([self._tokens_of(part) for part in parts], len(mine), self._world)
+            self._counted, self._rows_done, self._tokens_done = counted
+            self._updater.clear()
+
+    def _fit(self, parts: list[IntArray], total_weight: float) -> bool:
+        """Forward and backward without averaging; False where the device has no room for it."""
+        try:
+            with self._without_averaging():
+                for part in parts:
+                    self._backward(part, total_weight)
+        except torch.OutOfMemoryError:
+            return False
+        return True
+
+    def _backward(self, numbers: IntArray, total_weight: float) -> None:
+        """Add the gradients of these rows, and their figures to those that are shown."""
+        batch = make_batch(self._rows, numbers, total_weight)
+        weights, targets = to_device(batch.weights, self._world.device), to_device(batch.targets, self._world.device)
+        with self._autocast():
+            outputs = self._network(*inputs_of(batch, self._world.device))  # (b, k)
+            losses = row_losses(outputs, targets, self._task_type)  # (b,)
+            loss = rank_loss(losses, weights, batch.total_weight, self._world.size)
+        self._updater.scaler.scale(loss).backward()
+        with torch.no_grad():
+            correct = outputs.argmax(dim=1) == targets[:, 0]
+            for place, values in enumerate((losses * weights, weights, correct)):
+                self._counted[place] += values.sum()
+        self._rows_done += len(batch)
+        self._tokens_done += len(batch.tokens)
+
+    def _look_at_speeds(self, step: int, clock: float, tokens: int) -> tuple[str, ...]:
+        """New shares where the speeds ask for them, and sentences about it; the same on every rank."""
+        if self._world.size == 1:
+            return ()
+        notes = []
+        if (step + 1) % _MEASURE_EVERY == 0:
+            before, self.shares = self.shares, self.shares.after(*self._pace.take())
+            if self.shares.parts != before.parts:
+                notes.append(pace.describe(self.shares, self._world.hosts))
+        self._clocks.append(clock)
+        if len(self._clocks) == _ADVISE_AFTER:
+            seconds = (clock - self._clocks[1]) / (_ADVISE_AFTER - 2)
+            found = pace.advice(self.shares.speeds, self._world.node_ranks, self._world.hosts, tokens, seconds)
+            notes += [found] if found else []
+        return tuple(notes)
+
+    def _time_ranks(self, numbers: IntArray) -> tuple[list[float], list[float]]:
+        """Seconds and tokens of each rank for the same rows, as many as an equal share has; the quicker of two rounds after a first."""
+        rows = numbers[: -(-len(numbers) // self._world.size)]
+        rounds = []
+        for _ in range(3):
+            self._world.gather(None)  # all begin together, as in a step
+            began = time.perf_counter()
+            for part in self._micro_batches(rows):
+                self._try(part)
+            self._counted.sum().item()  # waits for the device
+            rounds.append(time.perf_counter() - began)
+        return self._world.gather(min(rounds[1:])), [self._tokens_of(rows)] * self._world.size
+
+    def _averaging(self) -> DistributedDataParallel:
+        # no device_ids: with them DDP would move the starts of rows to the GPU, and reading them there would wait for it
+        network = DistributedDataParallel(self.model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        network.register_comm_hook(None, self._average)
+        return network
+
+    def _average(self, _: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        """What DDP does by itself, noting when the last gradients were there: what follows is waiting for other ranks."""
+        if bucket.is_last():
+            self._watch.stop()
+        return allreduce_hook(None, bucket)
+
+    def _without_averaging(self) -> AbstractContextManager[Any]:
+        return self._network.no_sync() if isinstance(self._network, DistributedDataParallel) else nullcontext()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        half = self._dtype in (torch.bfloat16, torch.float16)
+        return torch.autocast(self._world.device.type, self._dtype) if half else nullcontext()
+
+    def _micro_batches(self, numbers: IntArray) -> list[IntArray]:
+        return [numbers[part] for part in micro_batches(self._lengths(numbers), self._config.micro_batch_size, self._max_tokens)]
+
+    def _lengths(self, numbers: IntArray) -> IntArray:
+        return self._rows.offsets[numbers + 1] - self._rows.offsets[numbers]
+
+    def _tokens_of(self, numbers: IntArray) -> int:
+        return int(self._lengths(numbers).sum())
+
+    def _forget(self) -> None:
+        """The gradients and figures of rows that were computed for another reason than to learn from them."""
+        self._updater.clear()
+        self._counted.zero_()
+        self._rows_done = self._tokens_done = 0
+
+
+def _refuse_batch_norm(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise BadModel(
+                f"The model has batch normalisation ({name}), whose result depends on how a batch is divided over ranks: "
+                "the fleet would change the model. Name a model with layer normalisation, as all BERTs have."
+            )

@@ -1,0 +1,75 @@
+"""How many tokens a GPU can hold at once, found before the first step, and what to say when it is not enough."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from bert_train_parallel.data.batches import IntArray
+from bert_train_parallel.errors import OutOfMemory
+from bert_train_parallel.training.world import World
+
+_SAFE = 0.9  # of the memory is planned with; less after each restart, which an error of this kind may have caused
+_AFTER_RESTART = 0.8
+
+
+def find_room(heaviest: IntArray, tokens_of: Callable[[IntArray], int], attempt: Callable[[IntArray], None], world: World) -> int:
+    """Tokens of a micro-batch that fit this GPU, by computing the heaviest share there can be, or as much of it as fits.
+
+    Averaging begins inside a backward pass, and an error there cannot be undone; so the limit is found without any.
+
+    Args:
+        heaviest: row numbers of that share.
+        attempt: forward and backward over rows, without averaging.
+    Raises:
+        OutOfMemory: not even one row fits.
+    """
+    device, rows = world.device, heaviest
+    _fits(attempt, rows[:1], device)  # from here on the gradients are there
+    before = torch.cuda.memory_allocated(device)
+    while not _fits(attempt, rows, device):
+        if len(rows) < 2:
+            raise OutOfMemory(sentence(world, tokens_of(rows)))
+        rows = rows[: len(rows) // 2]
+    each_token = (torch.cuda.max_memory_allocated(device) - before) / tokens_of(rows)
+    free, total = torch.cuda.mem_get_info(device)
+    others = total - free - torch.cuda.memory_reserved(device)
+    moments = 2 * before  # of AdamW, which come with the first step: not more than twice what parameters and gradients take
+    usable = total * _SAFE * _AFTER_RESTART**world.rank.attempt - others - before - moments
+    return max(tokens_of(rows[:1]), int(usable / each_token) if usable > 0 else 0)
+
+
+def halved(sizes: Sequence[int], rows: int, world: World) -> int:
+    """The limit of tokens to try next, after micro-batches of these sizes did not fit.
+
+    Raises:
+        OutOfMemory: each was one row already.
+    """
+    if len(sizes) >= rows:
+        raise OutOfMemory(sentence(world, max(sizes, default=0)))
+    torch.cuda.empty_cache()
+    return max(1, max(sizes) // 2)
+
+
+def sentence(world: World, tokens: int | None = None) -> str:
+    """What to say when the device has no room for the work of a step."""
+    what = f"for one row of {tokens} tokens" if tokens else "for the work of a step"
+    return (
+        f"{world.hosts[world.rank.rank]}, {world.device}: no memory left {what}. Try --micro_batch_size 8 or less, "
+        "--gradient_checkpointing, --dtype bfloat16, a smaller --sequence_len or a smaller model. "
+        "What was saved so far is whole, and --resume goes on from it."
+    )
+
+
+def _fits(attempt: Callable[[IntArray], None], rows: IntArray, device: torch.device) -> bool:
+    torch.cuda.reset_peak_memory_stats(device)
+    try:
+        attempt(rows)
+        torch.cuda.synchronize(device)
+    except torch.OutOfMemoryError:
+        pass
+    else:
+        return True
+    torch.cuda.empty_cache()  # out of the except block, whose traceback keeps the activations alive
+    return False
