@@ -36,12 +36,12 @@ def problems(request: LaunchRequest, hellos: Sequence[Hello]) -> list[str]:
         found += different_totals(master, hello)
         found += different_words(master, hello, request.send_data)
     found += too_many(request, hellos)
+    found += claimed_twice(hellos)
     if missing_ranks(request, hellos) == 0 and not found:
         try:
             in_node_order(hellos)
         except NodesDisagree as error:
             found.append(str(error))
-    found += claimed_twice(hellos)
     return list(dict.fromkeys(found))
 
 

@@ -1,0 +1,87 @@
+"""What `launch.py --check` runs in every rank: all-reduces between all of them, and what they would cost a training step."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from bert_train_parallel.errors import LaunchFailed, run_command
+from bert_train_parallel.rank import Rank
+
+LARGEST = 256 << 20  # bytes
+LONG_ENOUGH_S = 0.5  # an all-reduce of this duration measures bandwidth, not latency
+BERT_BASE = 440_000_000  # bytes of float32 gradients
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return run_command("launch", check)
+
+
+def check() -> int:
+    """Measure, and print from rank 0."""
+    rank = Rank.from_environ()
+    device = torch.device("cuda", rank.local_rank) if rank.device == "cuda" and rank.backend == "nccl" else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    backend = rank.backend if rank.backend != "auto" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(seconds=60))
+    try:
+        latency = seconds(4, rank, device)
+        size, duration = 1 << 20, 0.0
+        while True:
+            duration = seconds(size, rank, device)
+            if duration >= LONG_ENOUGH_S or size >= LARGEST:
+                break
+            size *= 4
+    finally:
+        dist.destroy_process_group()
+    if rank.is_first:
+        print(report(rank, backend, latency, size, duration), flush=True)
+    return 0
+
+
+def seconds(size: int, rank: Rank, device: torch.device) -> float:
+    """How long an all-reduce of `size` bytes takes, the slowest rank's time; its sum is checked.
+
+    Raises:
+        LaunchFailed: the sum over the ranks is wrong.
+    """
+    values = torch.full((size // 4,), float(rank.rank + 1), device=device)
+    dist.barrier()
+    began = time.perf_counter()
+    dist.all_reduce(values)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    duration = torch.tensor([time.perf_counter() - began], device=device)
+    expected = rank.world_size * (rank.world_size + 1) / 2
+    if values.min().item() != expected or values.max().item() != expected:
+        raise LaunchFailed(
+            f"An all-reduce between {rank.world_size} ranks gave {values[0].item()} for {expected}: the network damages data.", 1
+        )
+    dist.all_reduce(duration, op=dist.ReduceOp.MAX)
+    return float(duration.item())
+
+
+def report(rank: Rank, backend: str, latency: float, size: int, duration: float) -> str:
+    """
+    >>> print(report(Rank(world_size=3, nodes=2), "gloo", 0.0004, 64_000_000, 0.5))
+    3 ranks on 2 nodes agree and reach each other (gloo).
+    All-reduce of 64 MB: 0.50 s, 171 MB/s over each rank's link; of one number: 0.4 ms.
+    A step of BERT-base (440 MB of gradients) would wait up to 3.4 s for it.
+    """
+    crossing = 2 * (rank.world_size - 1) / rank.world_size * size  # what each rank sends in a ring
+    return (
+        f"{rank.world_size} ranks on {rank.nodes} node{'s' * (rank.nodes != 1)} agree and reach each other ({backend}).\n"
+        f"All-reduce of {size / 1e6:.0f} MB: {duration:.2f} s, {crossing / duration / 1e6:.0f} MB/s over each rank's link; "
+        f"of one number: {latency * 1e3:.1f} ms.\n"
+        f"A step of BERT-base (440 MB of gradients) would wait up to {duration * BERT_BASE / size:.1f} s for it."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
