@@ -109,6 +109,7 @@ def test_wilson_intervals_are_those_of_the_literature() -> None:
         assert metrics.wilson_interval(hits, total) == pytest.approx((low, high), abs=5e-5)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 500), st.integers(0, 500))
 def test_wilson_intervals_hold_the_share_and_stay_inside_0_and_1(hits: int, misses: int) -> None:
     low, high = metrics.wilson_interval(hits, hits + misses)

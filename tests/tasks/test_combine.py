@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert_train_parallel.data.batches import Rows
@@ -79,6 +79,7 @@ def test_one_row_per_sample_is_the_same_however_rows_are_combined(how: str) -> N
     assert found.probabilities[3].tolist() == pytest.approx(softmax(*logits[3]))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=8), st.sampled_from(["mean", "vote", "max"]), st.integers(0, 99))
 def test_a_sample_is_combined_from_its_own_rows_alone(pieces: list[int], how: str, seed: int) -> None:
     samples = np.repeat(np.arange(len(pieces)) * 3, pieces).tolist()
