@@ -141,7 +141,7 @@ def find_saved(path: Path) -> Path:
     Raises:
         BadModel: none, or several in the folder of a run.
     """
-    if path.suffix == ".sav" and path.is_file() or (path / "config.json").is_file():
+    if (path.suffix == ".sav" and path.is_file()) or (path / "config.json").is_file():
         return path
     if path.is_dir():
         runs = {RunFiles.of(file).stem: RunFiles.of(file) for file in path.iterdir()}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bert_train_parallel.models.attention import Packing, group_lengths, make_packing
+from bert_train_parallel.models.shortcuts import draw_dropout_fast, read_first_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,15 +21,16 @@ class Architecture:
     pooled_from: str  # the module whose hidden states (1, T, H) the head reads at the first token
     segments: bool = True  # whether token types are an input
     positions_after_padding: bool = False  # positions begin at the padding token's id + 1
+    last_layer: str | None = None  # the list whose last layer may answer for first tokens alone
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
-    "bert": Architecture("bert.encoder"),
-    "roberta": Architecture("roberta.encoder", segments=False, positions_after_padding=True),
-    "xlm-roberta": Architecture("roberta.encoder", segments=False, positions_after_padding=True),
-    "camembert": Architecture("roberta.encoder", segments=False, positions_after_padding=True),
+    "bert": Architecture("bert.encoder", last_layer="bert.encoder.layer"),
+    "roberta": Architecture("roberta.encoder", last_layer="roberta.encoder.layer", segments=False, positions_after_padding=True),
+    "xlm-roberta": Architecture("roberta.encoder", last_layer="roberta.encoder.layer", segments=False, positions_after_padding=True),
+    "camembert": Architecture("roberta.encoder", last_layer="roberta.encoder.layer", segments=False, positions_after_padding=True),
     "distilbert": Architecture("distilbert.transformer", segments=False),
-    "electra": Architecture("electra.encoder"),
+    "electra": Architecture("electra.encoder", last_layer="electra.encoder.layer"),
     "albert": Architecture("albert.encoder"),
     "modernbert": Architecture("model", segments=False),
 }
@@ -46,6 +48,7 @@ class PackedModel(nn.Module):
         self.network = network
         self.packed = packed
         config: Any = network.config
+        draw_dropout_fast(network)
         self._pad = config.pad_token_id or 0
         architecture = ARCHITECTURES.get(config.model_type)
         if packed:
@@ -55,6 +58,9 @@ class PackedModel(nn.Module):
             self._first_position = self._pad + 1 if architecture.positions_after_padding else 0
             self._pooling = getattr(config, "classifier_pooling", "cls")
             network.get_submodule(architecture.pooled_from).register_forward_hook(self._pool, with_kwargs=True)
+            self._first_tokens = architecture.last_layer is not None
+            if architecture.last_layer:
+                read_first_tokens(network.get_submodule(architecture.last_layer)[-1])
         else:
             self._has_segments = architecture.segments if architecture else (getattr(config, "type_vocab_size", 0) or 0) > 1
 
@@ -98,7 +104,9 @@ class PackedModel(nn.Module):
         if packing is None:  # the network is used as transformers has it
             return output
         hidden = output.last_hidden_state[0]
-        if self._pooling == "mean":
+        if self._first_tokens:
+            pooled = hidden
+        elif self._pooling == "mean":
             pooled = torch.stack([row.mean(0) for row in hidden.split(list(packing.lengths))])
         else:
             pooled = hidden.index_select(0, packing.starts[:-1])
