@@ -60,13 +60,14 @@ def read_predictions(path: Path) -> PredictionsFile:
         probabilities=_probabilities(path, [row[chances[0] : chances[-1] + 1] for row in rows]) if chances else None,
         rows=len(rows),
     )
+    lines = _numbers(path, columns, by_column, "line", np.int64) if "line" in columns else None
     names = tuple(columns[number].removeprefix(PROBABILITY) for number in chances)
     _check(path, predictions, len(names) if chances else None, is_ours)
     return PredictionsFile(
         predictions=predictions,
         label_names=names if chances or is_ours else None,
         has_samples=is_ours,
-        lines=_numbers(path, columns, by_column, "line", np.int64) if "line" in columns else None,
+        lines=lines,
     )
 
 

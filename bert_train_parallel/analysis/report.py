@@ -87,26 +87,20 @@ def analyse(path: str | Path, charts: bool = False, run: str | None = None, erro
 def analyse_run(files: RunFiles, errors: int = 5) -> Analysis:
     """The figures of one run, without charts."""
     run = read_run(files)
-    task_type = _task_type(run)
-    predictions, names = _predictions(run, task_type)
-    figures = {split: dict(found) for split, found in (run.result.get("figures") or {}).items() if isinstance(found, dict)}
+    predictions, names = _predictions(run)
     counts = None
-    if predictions is not None:
-        computed = task_of(task_type).figures(predictions, names)
-        # the file of predictions knows nothing of the rows that its samples were made of
-        figures["test"] = computed | figures.get("test", {}) if "test" in figures else _without_rows(computed)
-        if task_type == "classification":
-            counts = metrics.confusion_counts(predictions.truth, predictions.predicted, len(names))
+    if predictions is not None and run.task_type == "classification":
+        counts = metrics.confusion_counts(predictions.truth, predictions.predicted, len(names))
     labels, lengths, mistakes = _from_store(run, predictions, names, errors)
     return Analysis(
         files=files,
-        task_type=task_type,
+        task_type=run.task_type,
         label_names=names,
         finished=bool(run.result) or not run.events,
         settings=run.result.get("settings") or {},
         result=run.result,
         labels=labels,
-        figures=figures,
+        figures=_figures(run, predictions, names),
         predictions=predictions,
         has_samples=run.predictions is not None and run.predictions.has_samples,
         lines=run.predictions.lines if run.predictions else None,
@@ -132,48 +126,28 @@ def largest_confusions(counts: IntArray, most: int) -> list[tuple[int, int, int]
     return [cell for cell in cells if cell[2] > 0]
 
 
-def _task_type(run: RunResults) -> str:
-    told = run.result.get("task_type")
-    if told is None and run.predictions is not None:
-        return run.predictions.task_type
-    task_of(str(told or "classification"))  # a sentence for an unknown one
-    return str(told or "classification")
-
-
-def _predictions(run: RunResults, task_type: str) -> tuple[Predictions | None, tuple[str, ...]]:
-    """The predictions, and the names of the classes; in a file without names, the codes that occur in it."""
-    told = tuple(str(name) for name in run.result.get("label_names") or ())
+def _predictions(run: RunResults) -> tuple[Predictions | None, tuple[str, ...]]:
+    """The predictions, and the names of the classes; without any, the codes that occur in them."""
     if run.predictions is None:
-        return None, told
-    found, names = run.predictions.predictions, run.predictions.label_names
-    if task_type == "regression":
-        return _as_numbers(found), ()
-    if names is not None or told:
-        _check_codes(run, len(names if names is not None else told))
-        return found, names if names is not None else told
+        return None, run.label_names
+    found, names = run.predictions.predictions, run.predictions.label_names or run.label_names
+    if run.task_type == "regression":
+        return Predictions(found.samples, found.truth.astype(np.float64), found.predicted.astype(np.float64), None, found.rows), ()
+    if names:
+        return found, names
     codes, dense = np.unique(np.concatenate([found.truth, found.predicted]), return_inverse=True)
     coded = Predictions(found.samples, dense[: len(found)], dense[len(found) :], None, found.rows)
     return coded, tuple(str(code) for code in codes)
 
 
-def _as_numbers(found: Predictions) -> Predictions:
-    return Predictions(found.samples, found.truth.astype(np.float64), found.predicted.astype(np.float64), None, found.rows)
-
-
-def _check_codes(run: RunResults, classes: int) -> None:
-    """Raises BadRun where the predictions have class codes that RESULT has no names for."""
-    assert run.predictions is not None
-    found = run.predictions.predictions
-    greatest = max(int(found.truth.max()), int(found.predicted.max()))
-    if greatest >= classes:
-        raise BadRun(
-            f"{run.files.predictions.name} has the class code {greatest}, {run.files.result.name} names for {classes} classes: "
-            f"they are of different runs. Put the files of one run together again."
-        )
-
-
-def _without_rows(figures: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in figures.items() if name != "rows"}
+def _figures(run: RunResults, predictions: Predictions | None, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
+    """Figures of each split as RESULT has them, those of the test samples from the predictions where it does not."""
+    told = {split: dict(found) for split, found in (run.result.get("figures") or {}).items() if isinstance(found, dict)}
+    if predictions is None:
+        return told
+    computed = task_of(run.task_type).figures(predictions, names)
+    del computed["rows"]  # the file of predictions knows nothing of the rows that its samples were made of
+    return told | {"test": computed | told.get("test", {})}
 
 
 def _from_store(
@@ -198,9 +172,10 @@ def _from_store(
 
 
 def tokens_of_samples(rows: Rows, samples: IntArray) -> IntArray:
-    """(n,) tokens of each of these samples (n,), ascending, over all of its rows."""
+    """(n,) tokens of each of these samples (n,), over all of its rows."""
+    order = np.argsort(samples)
     wanted = np.isin(rows.sample, samples)
-    at = np.searchsorted(samples, np.asarray(rows.sample)[wanted])
+    at = order[np.searchsorted(samples, np.asarray(rows.sample)[wanted], sorter=order)]
     return np.bincount(at, weights=rows.lengths[wanted], minlength=len(samples)).astype(np.int64)
 
 

@@ -14,6 +14,7 @@ from bert_train_parallel.data.store import Store
 from bert_train_parallel.errors import BadRun, BadStore
 from bert_train_parallel.progress import Event, read_events
 from bert_train_parallel.run_files import RunFiles, store_stem
+from bert_train_parallel.tasks import Predictions
 
 _RUN_PARTS = ("_RESULT.json", "_train_test_stats.json", "_testset_predictions.csv", "_progress.jsonl")
 
@@ -28,6 +29,8 @@ class RunResults:
     predictions: PredictionsFile | None = None
     events: tuple[Event, ...] = ()
     store: Path | None = None
+    task_type: str = "classification"  # as RESULT says, else the store, else the look of the predictions
+    label_names: tuple[str, ...] = ()  # as RESULT says, else the store; none in files of the 2020 tool alone
     missing: tuple[str, ...] = ()
 
     @property
@@ -51,6 +54,8 @@ def find_runs(path: Path) -> list[RunFiles]:
         sentence = f"{path} holds no result of a run. Name a result file, the store, or a folder with *_RESULT.json files."
     else:
         runs = _runs_of_source(path)
+        if not runs and path.suffix == ".sqlite":
+            return [RunFiles(path.parent, path.stem)]  # not trained on yet: its labels can be counted all the same
         sentence = f"{path}: no run of it has written results yet. Train first: launch.py bert_train_parallel.py {path}"
     if not runs:
         raise BadRun(sentence)
@@ -81,23 +86,30 @@ def read_run(files: RunFiles) -> RunResults:
     Raises:
         BadRun: a file is damaged, none is there, or they are of different runs.
     """
-    missing = []
-    result = read_object(files.result)
-    if not result:
-        missing.append(f"{files.result.name}: settings, speed and validation figures")
-    stats = read_object(files.stats)
-    if not stats:
-        missing.append(f"{files.stats.name}: figures of each epoch")
+    result, stats, events = read_object(files.result), read_object(files.stats), tuple(read_events(files.progress))
     predictions = read_predictions(files.predictions) if files.predictions.exists() else None
-    if predictions is None:
-        missing.append(f"{files.predictions.name}: confusion matrix, figures of each class, errors")
-    events = tuple(read_events(files.progress))
-    if not (result or stats or predictions or events):
-        raise BadRun(f"{files.folder / files.stem}: none of the run's files is there. Name one that is, such as *_RESULT.json.")
     store, why = _find_store(files, result)
-    if store is None:
-        missing.append(f"{why}: label distribution and texts")
-    found = RunResults(files, result, stats, predictions, events, store, tuple(missing))
+    if not (result or stats or predictions or events or store):
+        raise BadRun(f"{files.folder / files.stem}: none of the run's files is there. Name one that is, such as *_RESULT.json.")
+    lost = {
+        f"{files.result.name}: settings, speed and validation figures": not result,
+        f"{files.stats.name}: figures of each epoch": not stats,
+        f"{files.predictions.name}: confusion matrix, figures of each class, errors": predictions is None,
+        f"{why}: label distribution and texts": store is None,
+    }
+    found = RunResults(
+        files=files,
+        result=result,
+        stats=stats,
+        predictions=predictions,
+        events=events,
+        store=store.path if store else None,
+        task_type=str(
+            result.get("task_type") or (store and store.task_type) or (predictions and predictions.task_type) or "classification"
+        ),
+        label_names=tuple(map(str, result.get("label_names") or (store and store.label_names) or ())),
+        missing=tuple(words for words, is_lost in lost.items() if is_lost),
+    )
     _check_one_run(found)
     return found
 
@@ -166,7 +178,14 @@ def _stores_by_name(files: RunFiles) -> Iterator[Path]:
         stem = stem.rpartition("-")[0]
 
 
-def _find_store(files: RunFiles, result: dict[str, Any]) -> tuple[Path | None, str]:
+@dataclass(frozen=True, slots=True)
+class _FoundStore:
+    path: Path
+    task_type: str
+    label_names: tuple[str, ...]
+
+
+def _find_store(files: RunFiles, result: dict[str, Any]) -> tuple[_FoundStore | None, str]:
     """The store that the run was made from; or None, and why there is none."""
     told = [files.folder / result["files"]["store"]] if isinstance(result.get("files"), dict) and "store" in result["files"] else []
     there = [path for path in [*told, *_stores_by_name(files)] if path.is_file()]
@@ -177,7 +196,7 @@ def _find_store(files: RunFiles, result: dict[str, Any]) -> tuple[Path | None, s
         try:
             with Store.open(path) as store:
                 if wanted in (None, store.fingerprint):
-                    return path, ""
+                    return _FoundStore(path, store.task_type, tuple(store.label_names)), ""
         except BadStore as error:
             return None, str(error).rstrip(".")
     return None, f"{there[0].name} has been rebuilt since this run with other settings or another source"
@@ -185,28 +204,35 @@ def _find_store(files: RunFiles, result: dict[str, Any]) -> tuple[Path | None, s
 
 def _check_one_run(found: RunResults) -> None:
     """Raises BadRun where the predictions are not those that RESULT has the figures of."""
-    figures = (found.result.get("figures") or {}).get("test") or {}
-    if found.predictions is None or not figures:
+    if found.predictions is None:
         return
     predictions, names = found.predictions.predictions, found.predictions.label_names
-    told = tuple(found.result.get("label_names") or ())
-    if found.predictions.has_samples and found.result.get("task_type", found.predictions.task_type) != found.predictions.task_type:
-        said = f"predictions of a {found.predictions.task_type}", f"a {found.result['task_type']}"
-    elif names is not None and told and names != told:
-        said = f"the classes {', '.join(names)[:80]}", f"the classes {', '.join(told)[:80]}"
+    figures = (found.result.get("figures") or {}).get("test") or {}
+    is_regression = found.task_type == "regression"
+    said: tuple[str, str] | None = None
+    if is_regression != (found.predictions.task_type == "regression") and found.predictions.has_samples:
+        said = f"predictions of a {found.predictions.task_type}", f"a {found.task_type}"
+    elif not is_regression and names and found.label_names and names != found.label_names:
+        said = f"the classes {', '.join(names)[:80]}", f"the classes {', '.join(found.label_names)[:80]}"
+    elif not is_regression and not names and found.label_names and (code := _greatest_code(predictions)) >= len(found.label_names):
+        said = f"the class code {code}", f"names for {len(found.label_names)} classes"
     elif figures.get("samples", len(predictions)) != len(predictions):
         said = f"{len(predictions)} samples", f"{figures['samples']}"
     else:
-        key = "accuracy" if found.predictions.task_type == "classification" else "mse"
+        key = "mse" if is_regression else "accuracy"
         computed = (
-            (predictions.predicted == predictions.truth).mean()
-            if key == "accuracy"
-            else ((predictions.predicted - predictions.truth) ** 2).mean()
+            (predictions.predicted - predictions.truth) ** 2 if is_regression else predictions.predicted == predictions.truth
+        ).mean()
+        told = figures.get(key)
+        if isinstance(told, int | float) and not math.isclose(computed, told, rel_tol=1e-5, abs_tol=1e-9):
+            said = f"{key} {computed:.4f}", f"{told:.4f}"
+    if said:
+        other = found.files.result.name if found.result else found.store.name if found.store else "the run"
+        raise BadRun(
+            f"{found.files.predictions.name} has {said[0]}, {other} {said[1]}: they are of different runs. "
+            f"Put the files of one run together again, or remove the one that does not belong."
         )
-        if math.isclose(computed, figures.get(key, computed), rel_tol=1e-5, abs_tol=1e-9):
-            return
-        said = f"{key} {computed:.4f}", f"{figures[key]:.4f}"
-    raise BadRun(
-        f"{found.files.predictions.name} has {said[0]}, {found.files.result.name} {said[1]}: they are of different runs. "
-        f"Put the files of one run together again, or remove the one that does not belong."
-    )
+
+
+def _greatest_code(predictions: Predictions) -> int:
+    return max(int(predictions.truth.max()), int(predictions.predicted.max()))
