@@ -98,8 +98,8 @@ def packed_attention(
     Returns:
         (1, T, heads, d), and no weights.
     """
-    heads = [tensor[0].transpose(0, 1) for tensor in (query, key, value)]
-    return attend(*heads, packing, dropout, scaling, sliding_window).unsqueeze(0), None
+    queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    return attend(queries, keys, values, packing, dropout, scaling, sliding_window).unsqueeze(0), None
 
 
 def attend(

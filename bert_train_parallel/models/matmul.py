@@ -1,0 +1,149 @@
+"""The library of float32 matrix products on a CPU: torch's own (MKL, where it is built with it) or oneDNN.
+
+Which is faster depends on the processor, by up to two times either way, so both are timed on the model's shapes.
+Neither is taken unless its result is as near to float64 as float32 can be: some processors have shorter formats
+that a library might choose.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bert_train_parallel.errors import BadSetting
+
+Library = Literal["mkl", "onednn"]
+_ROUNDS = 3
+_TOKENS = 256
+_FASTER = 1.05  # by which oneDNN must be faster to be taken instead of torch's own
+_FLOAT32_ERROR = 1e-5  # of the greatest value; bfloat16 errs by 4e-3, TF32 by 5e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Matmul:
+    """The library to use and what was measured; empty figures where there was nothing to choose."""
+
+    library: Library
+    gflops: dict[str, float]  # 1e9 floating point operations a second, forward and backward
+    errors: dict[str, float]  # greatest difference from float64 over the greatest value
+
+    def __str__(self) -> str:
+        if not self.gflops:
+            return self.library
+        figures = ", ".join(f"{name} {speed:.0f} GFLOP/s (error {self.errors[name]:.0e})" for name, speed in self.gflops.items())
+        return f"{self.library}: {figures}"
+
+
+def choose_matmul(asked: str, model: nn.Module) -> Matmul:
+    """The library for this model on this CPU; `auto` times both for some tens of milliseconds.
+
+    Raises:
+        BadSetting: the library that was asked for is not here, or does not compute in float32.
+    """
+    shapes = [tuple(linear.weight.shape) for linear in _linears(model)]
+    if not shapes or not _may_choose(model):
+        if asked == "onednn" and not torch.backends.mkldnn.is_available():
+            raise BadSetting("--matmul onednn: this torch was built without oneDNN. Leave --matmul out.")
+        return Matmul("mkl", {}, {})
+    outputs, inputs = max(shapes, key=lambda shape: shape[0] * shape[1])
+    if asked == "mkl":
+        return Matmul("mkl", {}, {})
+    errors = {name: _error(linear) for name, linear in _LIBRARIES.items()}
+    if errors["onednn"] > _FLOAT32_ERROR:
+        if asked == "onednn":
+            raise BadSetting(f"--matmul onednn: on this processor it errs by {errors['onednn']:.0e}, more than float32 does. Leave it out.")
+        return Matmul("mkl", {}, errors)
+    gflops = _speeds(outputs, inputs)
+    faster: Library = "onednn" if gflops["onednn"] > _FASTER * gflops["mkl"] else "mkl"
+    return Matmul("onednn" if asked == "onednn" else faster, gflops, errors)
+
+
+def use_matmul(model: nn.Module, library: Library) -> None:
+    """From now on the linear layers of the model compute with this library, forward and backward."""
+    for linear in _linears(model):
+        linear.__class__ = OneDnnLinear if library == "onednn" else nn.Linear
+
+
+class OneDnnLinear(nn.Linear):
+    """A linear layer by oneDNN in float32 on a CPU, as torch does elsewhere."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dtype != torch.float32 or input.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+            return F.linear(input, self.weight, self.bias)
+        return _by_onednn(input, self.weight, self.bias)
+
+
+class _OneDnn(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(rows, weight)
+        return _product(rows, weight, bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        rows, weight = ctx.saved_tensors
+        to_rows, to_weight, to_bias = ctx.needs_input_grad
+        gradient = gradient.contiguous()
+        return (
+            _product(gradient, weight.t()) if to_rows else None,
+            _product(gradient.t(), rows.t()) if to_weight else None,
+            gradient.sum(0) if to_bias else None,
+        )
+
+
+def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """rows (n, i) times weight (o, i) transposed, by oneDNN."""
+    return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+
+
+def _by_onednn(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return _OneDnn.apply(input.flatten(0, -2), weight, bias).unflatten(0, input.shape[:-1])
+
+
+_LIBRARIES: dict[str, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {"mkl": F.linear, "onednn": _by_onednn}
+
+
+def _linears(model: nn.Module) -> list[nn.Linear]:
+    return [module for module in model.modules() if type(module) in (nn.Linear, OneDnnLinear)]
+
+
+def _may_choose(model: nn.Module) -> bool:
+    parameter = next(model.parameters())
+    return parameter.device.type == "cpu" and parameter.dtype == torch.float32 and torch.backends.mkldnn.is_available()
+
+
+def _tensors(tokens: int, outputs: int, inputs: int) -> tuple[Tensor, Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    rows, weight, bias = (torch.randn(shape, generator=draw) for shape in ((tokens, inputs), (outputs, inputs), (outputs,)))
+    return rows.requires_grad_(), weight.requires_grad_(), bias.requires_grad_()
+
+
+def _error(linear: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> float:
+    """Greatest error of the product and of its gradients against float64."""
+    rows, weight, bias = _tensors(64, 256, 192)
+    exact = [tensor.detach().double().requires_grad_() for tensor in (rows, weight, bias)]
+    values, true_values = linear(rows, weight, bias), F.linear(*exact)
+    upstream = torch.randn(values.shape, generator=torch.Generator().manual_seed(1))
+    found = [values.detach(), *torch.autograd.grad(values, (rows, weight, bias), upstream)]
+    true = [true_values.detach(), *torch.autograd.grad(true_values, exact, upstream.double())]
+    return max(float((mine.double() - theirs).abs().max() / theirs.abs().max()) for mine, theirs in zip(found, true, strict=True))
+
+
+def _speeds(outputs: int, inputs: int) -> dict[str, float]:
+    """GFLOP/s of forward and backward with each library, by turns; the best of a few rounds, since others use the machine too."""
+    tensors = _tensors(_TOKENS, outputs, inputs)
+    upstream = torch.ones(_TOKENS, outputs)
+    best = dict.fromkeys(_LIBRARIES, float("inf"))
+    for _, (name, linear) in itertools.product(range(_ROUNDS), _LIBRARIES.items()):
+        begin = time.perf_counter()
+        torch.autograd.grad(linear(*tensors), tensors, upstream)
+        best[name] = min(best[name], time.perf_counter() - begin)
+    return {name: 6e-9 * _TOKENS * outputs * inputs / seconds for name, seconds in best.items()}
