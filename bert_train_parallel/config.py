@@ -195,6 +195,15 @@ def _part(field: Any) -> str:
     return str((field.json_schema_extra or {}).get("part", "model"))
 
 
+def setting_names(*parts: str) -> list[str]:
+    """The settings of these parts, by name.
+
+    >>> "learning_rate" in setting_names("model"), "device" in setting_names("data", "model")
+    (True, False)
+    """
+    return [name for name, field in TrainConfig.model_fields.items() if _part(field) in parts]
+
+
 def add_arguments(parser: argparse.ArgumentParser, model: type[BaseModel]) -> None:
     """One flag for each field of a settings model, and `--config FILE` for the same in JSON.
 
