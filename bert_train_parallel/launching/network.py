@@ -186,12 +186,12 @@ def holder_of(port: int) -> str:
             continue
         rows = [line.split() for line in lines]
         inodes |= {f"socket:[{row[9]}]" for row in rows if row[3] == "0A" and int(row[1].rsplit(":", 1)[1], 16) == port}
-    for process in Path("/proc").glob("[0-9]*") if inodes else ():
+    for link in Path("/proc").glob("[0-9]*/fd/*") if inodes else ():
         try:
-            if any(os.readlink(entry) in inodes for entry in (process / "fd").iterdir()):
-                return f"{(process / 'comm').read_text().strip()} (process {process.name})"
+            if os.readlink(link) in inodes:
+                return f"{(link.parent.parent / 'comm').read_text().strip()} (process {link.parent.parent.name})"
         except OSError:
-            continue  # ended meanwhile, or another user's
+            continue  # closed or ended meanwhile, or another user's
     return ""
 
 

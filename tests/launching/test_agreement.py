@@ -1,0 +1,490 @@
+"""Nodes that agree or stop, over real sockets: each node is a channel of its own, all in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bert_train_parallel.errors import BertTrainParallelError, LaunchFailed, NodesDisagree, Unreachable
+from bert_train_parallel.launching import door, master, wire
+from bert_train_parallel.launching.agreement import Channel
+from bert_train_parallel.launching.hello import make_hello
+from bert_train_parallel.launching.network import free_port, holder_of
+from bert_train_parallel.launching.plan import Failure, LaunchRequest
+from bert_train_parallel.launching.world import End, Start
+from bert_train_parallel.processes import Interrupts
+
+WITHIN_S = 30.0  # far more than anything here takes
+HOSTS = ("alpha", "beta", "gamma", "delta")
+
+
+def until(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + WITHIN_S
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+class Nodes:
+    """Starts nodes and waits for what follows on all of them at once."""
+
+    def __init__(self, interrupts: Interrupts) -> None:
+        self.interrupts, self.port = interrupts, free_port()
+        self.channels: dict[str, Channel] = {}
+        self.said: dict[str, list[str]] = {}
+
+    def add(self, host: str, ranks: int, others: int, *command: str, **flags: object) -> Channel:
+        """A node; alpha is the master."""
+        if host != "alpha":
+            flags = {"master_addr": "127.0.0.1", "node_rank": max(1, len(self.channels))} | flags
+        settings = {"join_timeout_s": 20.0, "master_port": self.port, **flags}
+        request = LaunchRequest(command or ("train.py", "--lr", "1e-5"), host=host, here=ranks, others=others, **settings)  # type: ignore[arg-type]
+        said = self.said.setdefault(host, [])
+        channel = Channel(request, make_hello(request, ranks, ()), said.append)
+        self.channels[host] = channel
+        return channel
+
+    def follow(self, *hosts: str) -> dict[str, Start | End | BertTrainParallelError]:
+        """What comes next on these nodes, or on all."""
+        found: dict[str, Start | End | BertTrainParallelError] = {}
+
+        def wait(host: str) -> None:
+            try:
+                found[host] = self.channels[host].next(self.interrupts)
+            except BertTrainParallelError as error:
+                found[host] = error
+
+        threads = [threading.Thread(target=wait, args=(host,), daemon=True) for host in hosts or self.channels]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(WITHIN_S)
+        assert not any(thread.is_alive() for thread in threads), f"a node still waits: {self.said}"
+        return found
+
+    def start(self, *hosts: str) -> dict[str, Start]:
+        found = self.follow(*hosts)
+        assert all(isinstance(step, Start) for step in found.values()), found
+        return found  # type: ignore[return-value]
+
+    def vanish(self, host: str) -> None:
+        """Its connection ends without a word, as when its launcher is killed."""
+        link = self.channels[host].link
+        link.over = True  # type: ignore[assignment]
+        self.channels[host].loop.call_soon_threadsafe(link.writer.transport.abort)  # type: ignore[union-attr]
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+    monkeypatch.setattr(master, "LINGER_S", 0.3)
+    interrupts = Interrupts()
+    made = Nodes(interrupts)
+    yield made
+    closing = [threading.Thread(target=channel.close) for channel in made.channels.values()]
+    for thread in closing:
+        thread.start()
+    for thread in closing:
+        thread.join(WITHIN_S)
+    interrupts.close()
+
+
+@pytest.mark.parametrize("counts", [[1, 1], [3, 1], [2, 3, 1], [1, 1, 1, 1]])
+def test_nodes_with_their_own_counts_get_the_ranks_of_one_world(nodes: Nodes, counts: list[int]) -> None:
+    for number, count in enumerate(counts):
+        nodes.add(HOSTS[number], count, sum(counts) - count)
+    found = nodes.start()
+    plans = [found[HOSTS[number]].plan for number in range(len(counts))]
+    assert [list(plan.ranks_on(number)) for number, plan in enumerate(plans)] == [
+        list(range(sum(counts[:number]), sum(counts[: number + 1]))) for number in range(len(counts))
+    ]
+    assert [found[HOSTS[number]].node_rank for number in range(len(counts))] == list(range(len(counts)))
+    assert len({(plan.store_port, plan.job, plan.nodes) for plan in plans}) == 1
+    assert plans[0].store_port != nodes.port
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ({"others": 5}, ["--other_gpus"]),
+        ({"command": ("train.py", "--lr", "2e-5")}, ['"1e-5" on alpha, "2e-5" on beta']),
+        ({"command": ("train.py", "--lr")}, ['alpha has the argument "1e-5", beta does not']),
+        ({"max_restarts": 3}, ["--max_restarts: 0 on alpha, 3 on beta"]),
+        ({"ranks": 3, "others": 0}, ["4 GPUs came and 3 were announced", "--other_gpus"]),
+    ],
+)
+def test_a_mistake_ends_every_node_with_one_sentence(nodes: Nodes, flags: dict[str, object], words: list[str]) -> None:
+    nodes.add("alpha", 1, 2)
+    settings = {"ranks": 1, "others": 2} | flags
+    command = settings.pop("command", ())
+    nodes.add("beta", settings.pop("ranks"), settings.pop("others"), *command, **settings)  # type: ignore[arg-type, misc]
+    found = nodes.follow()
+    sentences = {str(error) for error in found.values()}
+    assert all(isinstance(error, NodesDisagree) for error in found.values()), found
+    assert len(sentences) == 1
+    assert all(part in sentence for sentence in sentences for part in ["alpha", "beta", *words]), sentences
+
+
+def test_all_nodes_hear_of_a_mistake_between_two_of_them(nodes: Nodes) -> None:
+    nodes.add("alpha", 1, 3)
+    nodes.add("beta", 1, 3)
+    nodes.add("gamma", 1, 9, node_rank=2)
+    found = nodes.follow()
+    assert all("gamma counts 1 here and 9 elsewhere" in str(error) for error in found.values()), found
+
+
+def test_two_nodes_with_one_rank_are_named(nodes: Nodes) -> None:
+    nodes.add("alpha", 1, 3)
+    nodes.add("beta", 1, 3, node_rank=1)
+    nodes.add("gamma", 1, 3, node_rank=1)
+    found = nodes.follow()
+    assert all("are both node 1" in str(error) and "--node_rank" in str(error) for error in found.values()), found
+
+
+def test_another_version_is_named_with_both_versions(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes.add("alpha", 1, 1)
+    monkeypatch.setattr("bert_train_parallel.launching.hello.versions", lambda: {"torch": "1.0.0"})
+    nodes.add("beta", 1, 1)
+    assert all("1.0.0 on beta" in str(error) for error in nodes.follow().values())
+
+
+def test_other_content_of_a_file_is_named(nodes: Nodes, tmp_path: Path) -> None:
+    for host in ("alpha", "beta"):
+        (tmp_path / host).mkdir()
+        (tmp_path / host / "texts.csv").write_text(f"text,label\n{host},1\n")
+        nodes.add(host, 1, 1, "python", "train.py", "texts.csv", folder=str(tmp_path / host))
+    found = nodes.follow()
+    assert all("texts.csv has another content on beta (18 bytes" in str(error) for error in found.values()), found
+
+
+def test_a_file_that_is_not_there_is_named_with_the_flag_that_sends_it(nodes: Nodes, tmp_path: Path) -> None:
+    for host in ("alpha", "beta"):
+        (tmp_path / host).mkdir()
+    (tmp_path / "alpha" / "texts.csv").write_text("text,label\n")
+    for host in ("alpha", "beta"):
+        nodes.add(host, 1, 1, "python", "train.py", "texts.csv", folder=str(tmp_path / host))
+    assert all("texts.csv is not on beta. Copy it there, or add --send_data" in str(error) for error in nodes.follow().values())
+
+
+def test_send_data_copies_the_file_to_the_node_that_lacks_it(nodes: Nodes, tmp_path: Path) -> None:
+    content = bytes(range(256)) * 20_000
+    for host in ("alpha", "beta"):
+        (tmp_path / host).mkdir()
+    (tmp_path / "alpha" / "texts").mkdir()
+    (tmp_path / "alpha" / "texts" / "a.bin").write_bytes(content)
+    for host in ("alpha", "beta"):
+        nodes.add(host, 1, 1, "python", "train.py", "texts/a.bin", folder=str(tmp_path / host), send_data=True, job_token="secret")
+    nodes.start()
+    assert (tmp_path / "beta" / "texts" / "a.bin").read_bytes() == content
+    assert [path.name for path in (tmp_path / "beta" / "texts").iterdir()] == ["a.bin"]
+    assert any("5,120,000 bytes received" in line for line in nodes.said["beta"])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "words"),
+    [
+        (("right", "wrong"), "The --job_token of this node is not the one of alpha"),
+        (("right", None), "alpha asks for a --job_token"),
+        ((None, "right"), "alpha was started without one"),
+    ],
+)
+def test_a_wrong_token_is_turned_away_and_the_master_waits_on(nodes: Nodes, tokens: tuple[str | None, ...], words: str) -> None:
+    nodes.add("alpha", 1, 1, job_token=tokens[0])
+    nodes.add("beta", 1, 1, job_token=tokens[1])
+    assert words in str(nodes.follow("beta")["beta"])
+    nodes.add("gamma", 1, 1, job_token=tokens[0], node_rank=1)
+    nodes.start("alpha", "gamma")
+    assert any("turned away a connection from 127.0.0.1" in line and "--job_token" in line for line in nodes.said["alpha"])
+
+
+def test_the_token_itself_never_crosses_the_network() -> None:
+    greeting = wire.greeting("a secret", "alpha")
+    message, nonce = door.introduction(LaunchRequest(("a.py",), job_token="a secret"), greeting)
+    assert "a secret" not in json.dumps([greeting, message])
+    assert wire.is_proof(message["proof"], "a secret", greeting["nonce"], nonce, "node")
+    assert not wire.is_proof(message["proof"], "a secret", greeting["nonce"], nonce, "master")
+    assert not wire.is_proof(message["proof"], "a secret", wire.nonce(), nonce, "node")
+    assert not wire.is_proof(None, "a secret", "", "", "node")
+
+
+def test_a_master_that_does_not_know_the_token_is_not_believed(nodes: Nodes) -> None:
+    with socket.create_server(("127.0.0.1", nodes.port)) as server:
+        nodes.add("beta", 1, 1, job_token="secret")
+        connection, _ = server.accept()
+        with connection:
+            connection.sendall(wire.encode(wire.greeting("another", "alpha")))
+            connection.recv(1 << 16)
+            connection.sendall(wire.encode({"kind": "joined", "proof": "0" * 64}))
+            assert "does not know the --job_token" in str(nodes.follow("beta")["beta"])
+
+
+def stranger(port: int, said: bytes) -> str:
+    """What a comer hears who says this."""
+    with socket.create_connection(("127.0.0.1", port), timeout=WITHIN_S) as connection:
+        heard = b""
+        with contextlib.suppress(OSError):
+            connection.sendall(said)
+        with contextlib.suppress(OSError):
+            while piece := connection.recv(1 << 16):
+                heard += piece
+        return heard.decode()
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\x80\x04\x95\x00\x00\x00.\n",
+        b'{"kind": "hello"}\n',
+        b'{"kind": "hello", "protocol": 1, "hello": {"host": 7}}\n',
+        b'{"kind": "fetch", "protocol": 1, "number": 1}\n',
+        b"[" * 100_000 + b"\n",
+        b"\n",
+        b"x" * (3 * wire.LINE_LIMIT),
+    ],
+)
+def test_a_stranger_gets_an_answer_and_the_world_forms_all_the_same(nodes: Nodes, said: bytes) -> None:
+    nodes.add("alpha", 1, 1)
+    time.sleep(0.2)
+    assert '"refused"' in stranger(nodes.port, said) or len(said) > wire.LINE_LIMIT
+    nodes.add("beta", 1, 1)
+    nodes.start()
+
+
+def test_half_a_line_and_silence_are_ended_after_a_time(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "HELLO_WITHIN_S", 0.3)
+    nodes.add("alpha", 1, 1)
+    time.sleep(0.2)
+    for said in (b"", b'{"kind": "hel'):
+        assert "nothing was said" in stranger(nodes.port, said)
+    nodes.add("beta", 1, 1)
+    nodes.start()
+
+
+def test_a_flood_is_not_kept_in_memory(nodes: Nodes) -> None:
+    import resource
+
+    nodes.add("alpha", 1, 1)
+    time.sleep(0.2)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with socket.create_connection(("127.0.0.1", nodes.port), timeout=2.0) as connection, contextlib.suppress(OSError):
+        block = b"x" * (1 << 20)
+        for _ in range(1024):
+            connection.sendall(block)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
+    nodes.add("beta", 1, 1)
+    nodes.start()
+
+
+def test_more_strangers_than_seats_do_not_keep_a_node_out(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "HELLO_WITHIN_S", 1.0)
+    nodes.add("alpha", 1, 1)
+    time.sleep(0.2)
+    with contextlib.ExitStack() as stack:
+        for _ in range(door.MOST_STRANGERS + 20):
+            stack.enter_context(socket.create_connection(("127.0.0.1", nodes.port)))
+        nodes.add("beta", 1, 1)
+        nodes.start()
+
+
+def test_a_node_that_never_comes_ends_the_wait_with_who_is_here(nodes: Nodes) -> None:
+    nodes.add("alpha", 1, 3, join_timeout_s=1.0)
+    nodes.add("beta", 1, 3)
+    found = nodes.follow()
+    assert all(isinstance(error, Unreachable) for error in found.values()), found
+    assert all("2 GPUs never came; here: alpha (1 GPU" in str(error) for error in found.values())
+    assert all("--join_timeout" in str(error) for error in found.values())
+
+
+def test_a_master_that_never_comes_is_told_at_once_and_given_up_at_the_deadline(nodes: Nodes) -> None:
+    nodes.add("beta", 1, 1, join_timeout_s=1.0)
+    began = time.monotonic()
+    error = nodes.follow("beta")["beta"]
+    assert isinstance(error, Unreachable)
+    assert "refuses connections" in nodes.said["beta"][0]
+    assert "Gave up after 1 s" in str(error)
+    assert time.monotonic() - began < 10
+
+
+def test_something_else_on_the_port_is_told(nodes: Nodes) -> None:
+    with socket.create_server(("127.0.0.1", nodes.port)) as server:
+        nodes.add("beta", 1, 1, join_timeout_s=1.0)
+        connection, _ = server.accept()
+        with connection:
+            connection.sendall(b"SSH-2.0-OpenSSH_9.2p1\r\n")
+            connection.close()
+            assert "it is not launch.py" in str(nodes.follow("beta")["beta"])
+
+
+def test_one_node_too_many_is_told_that_the_world_is_complete(nodes: Nodes) -> None:
+    nodes.add("alpha", 1, 1)
+    nodes.add("beta", 1, 1)
+    nodes.start()
+    nodes.add("gamma", 1, 1)
+    error = str(nodes.follow("gamma")["gamma"])
+    assert "is complete without gamma: alpha (1), beta (1)" in error
+    assert "--master_port" in error
+
+
+def test_a_node_that_leaves_while_others_wait_can_come_back(nodes: Nodes) -> None:
+    nodes.add("alpha", 1, 2)
+    first = nodes.add("beta", 1, 2)
+    time.sleep(0.5)
+    first.close()
+    del nodes.channels["beta"]
+    nodes.add("beta", 1, 2)
+    nodes.add("gamma", 1, 2, node_rank=2)
+    nodes.start()
+
+
+def test_a_second_master_on_one_machine_is_told_who_has_the_port(nodes: Nodes) -> None:
+    nodes.add("alpha", 1, 1)
+    until(lambda: holder_of(nodes.port) != "")
+    nodes.add("beta", 1, 1, node_rank=0, master_addr=None)
+    assert f"port {nodes.port} of this machine is taken by" in str(nodes.follow("beta")["beta"])
+
+
+# one fate
+
+BROKEN = Failure("beta", 1, "exit", 7, "Traceback: KeyError: 'label'")
+
+
+def heard(channel: Channel) -> Failure:
+    found: list[Failure] = []
+    until(lambda: bool(found.extend(channel.messages()) or found))
+    return found[0]
+
+
+def finish(nodes: Nodes, **codes: int) -> None:
+    for host, code in codes.items():
+        nodes.channels[host].finished(code)
+
+
+def test_a_launch_ends_when_every_node_is_done(nodes: Nodes) -> None:
+    nodes.add("alpha", 1, 1)
+    nodes.add("beta", 1, 1)
+    nodes.start()
+    finish(nodes, alpha=0)
+    time.sleep(0.2)
+    assert nodes.channels["alpha"].messages() == []
+    finish(nodes, beta=0)
+    assert set(nodes.follow().values()) == {End(None)}
+
+
+def test_a_failure_on_one_node_is_the_same_failure_on_all(nodes: Nodes) -> None:
+    nodes.add("alpha", 1, 2)
+    nodes.add("beta", 1, 2)
+    nodes.add("gamma", 1, 2, node_rank=2)
+    nodes.start()
+    nodes.channels["beta"].report(BROKEN)
+    assert heard(nodes.channels["alpha"]) == heard(nodes.channels["gamma"]) == BROKEN
+    nodes.channels["gamma"].report(Failure("gamma", 2, "exit", 1, "Connection closed by peer"))  # what follows from it
+    finish(nodes, alpha=1, beta=7, gamma=1)
+    assert set(nodes.follow().values()) == {End(BROKEN)}
+
+
+def test_restarts_begin_the_whole_world_again_until_they_are_used_up(nodes: Nodes) -> None:
+    nodes.add("alpha", 1, 1, max_restarts=1)
+    nodes.add("beta", 1, 1, max_restarts=1)
+    first = nodes.start()["alpha"].plan
+    nodes.channels["beta"].report(BROKEN)
+    finish(nodes, beta=7)
+    finish(nodes, alpha=1)
+    second = nodes.start()
+    assert {step.plan.attempt for step in second.values()} == {1}
+    assert second["beta"].plan.nodes == first.nodes
+    assert second["beta"].plan.rank(1, 0).to_environ()["TORCHELASTIC_RESTART_COUNT"] == "1"
+    nodes.channels["alpha"].report(replace(BROKEN, node="alpha"))
+    finish(nodes, alpha=7, beta=1)
+    assert set(nodes.follow().values()) == {End(replace(BROKEN, node="alpha"))}
+
+
+def test_a_users_mistake_is_not_tried_again(nodes: Nodes) -> None:
+    nodes.add("alpha", 1, 1, max_restarts=5)
+    nodes.add("beta", 1, 1, max_restarts=5)
+    nodes.start()
+    nodes.channels["beta"].report(replace(BROKEN, kind="usage", exit_code=2))
+    finish(nodes, alpha=1, beta=2)
+    assert all(isinstance(step, End) for step in nodes.follow().values())
+
+
+def test_a_lost_node_ends_the_others_with_its_name(nodes: Nodes) -> None:
+    nodes.add("alpha", 1, 2)
+    nodes.add("beta", 1, 2)
+    nodes.add("gamma", 1, 2, node_rank=2)
+    nodes.start()
+    nodes.vanish("beta")
+    for host in ("alpha", "gamma"):
+        failure = heard(nodes.channels[host])
+        assert (failure.kind, failure.node) == ("lost", "beta")
+        assert "lost beta (node 1)" in failure.words
+    finish(nodes, alpha=1, gamma=1)
+    assert all(isinstance(step, End) for step in nodes.follow("alpha", "gamma").values())
+
+
+def test_an_elastic_world_goes_on_without_the_lost_node(nodes: Nodes) -> None:
+    nodes.add("alpha", 2, 4, elastic=True)
+    nodes.add("beta", 3, 3, elastic=True)
+    nodes.add("gamma", 1, 5, node_rank=2, elastic=True)
+    nodes.start()
+    nodes.vanish("beta")
+    assert heard(nodes.channels["alpha"]).node == "beta"
+    finish(nodes, alpha=1, gamma=1)
+    again = nodes.start("alpha", "gamma")
+    plan = again["gamma"].plan
+    assert [(node.host, node.ranks) for node in plan.nodes] == [("alpha", 2), ("gamma", 1)]
+    assert (again["gamma"].node_rank, list(plan.ranks_on(1)), plan.attempt) == (1, [2], 1)
+    finish(nodes, alpha=0, gamma=0)
+    assert set(nodes.follow("alpha", "gamma").values()) == {End(None)}
+
+
+def test_a_lost_node_that_comes_back_takes_its_place_in_the_next_attempt(nodes: Nodes) -> None:
+    nodes.add("alpha", 1, 2, max_restarts=1)
+    nodes.add("beta", 1, 2, max_restarts=1)
+    nodes.add("gamma", 1, 2, node_rank=2, max_restarts=1)
+    nodes.start()
+    nodes.vanish("beta")
+    heard(nodes.channels["alpha"])
+    finish(nodes, alpha=1, gamma=1)
+    nodes.channels.pop("beta").close()
+    nodes.add("beta", 1, 2, node_rank=1, max_restarts=1)
+    again = nodes.start()
+    assert [node.host for node in again["beta"].plan.nodes] == ["alpha", "beta", "gamma"]
+    assert again["beta"].node_rank == 1
+
+
+def test_a_silent_node_is_lost_after_a_time(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes.add("alpha", 1, 1)
+    nodes.add("beta", 1, 1)
+    nodes.start()
+    monkeypatch.setattr(nodes.channels["beta"].link, "send", lambda message: None)
+    failure = heard(nodes.channels["alpha"])
+    assert "no word from it for 3 s" in failure.words
+
+
+def test_a_master_that_is_stopped_ends_all_nodes(nodes: Nodes) -> None:
+    nodes.add("alpha", 1, 1)
+    nodes.add("beta", 1, 1)
+    nodes.start()
+    nodes.channels.pop("alpha").close()
+    failure = heard(nodes.channels["beta"])
+    assert failure.node == "alpha"
+    assert "master" in failure.words
+
+
+def test_a_signal_ends_the_wait_for_other_nodes(nodes: Nodes) -> None:
+    import os
+    import signal
+
+    nodes.add("alpha", 1, 1)
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    error = nodes.follow("alpha")["alpha"]
+    assert isinstance(error, LaunchFailed)
+    assert error.exit_code == 128 + signal.SIGTERM
