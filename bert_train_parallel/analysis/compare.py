@@ -104,19 +104,28 @@ def _pair(first: Analysis, other: Analysis, seed: int) -> Pair:
 
 
 def shared_samples(first: Analysis, other: Analysis) -> tuple[IntArray, IntArray] | str:
-    """Positions of the same test samples in both runs; or why there are none, as a sentence."""
+    """Positions of the same test samples in both runs; or why there are none, as a sentence.
+
+    Samples are the same by their number in one store. A store that folds the same texts otherwise has another
+    fingerprint; its samples are the same when every shared number has the same line and the same label.
+    """
     for run in (first, other):
         if run.predictions is None or not run.has_samples:
             return f"{run.name} has no numbers of its test samples"
-    prints = [(run.result.get("fingerprints") or {}).get("data") for run in (first, other)]
-    if None in prints or prints[0] != prints[1]:
-        return f"{first.name} and {other.name} are not of the same store"
     assert first.predictions is not None
     assert other.predictions is not None
     _, at_first, at_other = np.intersect1d(first.predictions.samples, other.predictions.samples, True, return_indices=True)
     if not len(at_first):
         return f"{first.name} and {other.name} have no test sample in common"
-    return at_first, at_other
+    prints = [(run.result.get("fingerprints") or {}).get("data") for run in (first, other)]
+    if None not in prints and prints[0] == prints[1]:
+        return at_first, at_other
+    if first.lines is None or other.lines is None or first.label_names != other.label_names:
+        return f"{first.name} and {other.name} are of different data"
+    same_lines = np.array_equal(first.lines[at_first], other.lines[at_other])
+    if same_lines and np.array_equal(first.predictions.truth[at_first], other.predictions.truth[at_other]):
+        return at_first, at_other
+    return f"{first.name} and {other.name} are of different data"
 
 
 def class_differences(truth: IntArray, a: IntArray, b: IntArray, classes: int, rng: np.random.Generator) -> Iterator[Difference]:

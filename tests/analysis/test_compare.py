@@ -19,7 +19,14 @@ from bert_train_parallel.tasks import Predictions, task_of
 TRUTH = np.random.default_rng(0).integers(3, size=300)
 
 
-def run(name: str, predicted: np.ndarray, samples: np.ndarray | None = None, store: str = "one", kind: str = "classification") -> Analysis:
+def run(
+    name: str,
+    predicted: np.ndarray,
+    samples: np.ndarray | None = None,
+    store: str = "one",
+    kind: str = "classification",
+    first_line: int = 2,
+) -> Analysis:
     """An analysis of predictions of the samples 0, 1, 2, ..., or of these."""
     samples = np.arange(len(predicted)) if samples is None else samples
     truth = TRUTH[samples] if kind == "classification" else TRUTH[samples].astype(float)
@@ -34,6 +41,7 @@ def run(name: str, predicted: np.ndarray, samples: np.ndarray | None = None, sto
         figures={"test": task_of(kind).figures(predictions, names)},
         predictions=predictions,
         has_samples=True,
+        lines=samples + first_line,
     )
 
 
@@ -100,13 +108,19 @@ def test_only_samples_that_both_runs_predicted_are_compared() -> None:
     assert pair.only_this == (with_mistakes(0.4, 1)[some] != TRUTH[some]).sum()
 
 
-def test_runs_of_different_stores_stand_side_by_side_without_a_difference() -> None:
-    comparison = compare([run("first", TRUTH), run("second", TRUTH, store="two")])
+def test_a_store_that_folds_the_same_texts_otherwise_has_the_same_samples() -> None:
+    pair = compare([run("first", with_mistakes(0.4, 1)), run("second", TRUTH, store="two")]).pairs[0]
+    assert pair.samples == 300
+    assert pair.differences[0].low > 0
+
+
+def test_runs_of_different_data_stand_side_by_side_without_a_difference() -> None:
+    comparison = compare([run("first", TRUTH), run("second", TRUTH, store="two", first_line=3)])
     assert comparison.pairs[0].differences == ()
     figures, settings_that_differ, differences = tables_of_comparison(comparison)
     assert [row[0] for row in figures.rows] == ["first", "second"]
     assert settings_that_differ.rows == (("learning_rate", "5e-05", "2e-05"),)
-    assert "not of the same" in differences.rows[0][1]
+    assert "of different data" in differences.rows[0][1]
 
 
 @settings(max_examples=5, deadline=None)
