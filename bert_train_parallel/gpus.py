@@ -135,7 +135,13 @@ class Claim:
 
 
 def claim(
-    here: int | None, device: str = "auto", devices: Sequence[str] = (), environ: Mapping[str, str] | None = None, locked: bool = True
+    here: int | None,
+    device: str = "auto",
+    devices: Sequence[str] = (),
+    *,
+    locked: bool = True,
+    asked_by: str = "--here_gpus",
+    environ: Mapping[str, str] | None = None,
 ) -> Claim:
     """Take the devices for `here` ranks (None: every free GPU, or one CPU process), the least busy GPUs first.
 
@@ -145,6 +151,7 @@ def claim(
         device: auto | cuda | mps | cpu
         devices: UUIDs to choose among; empty: what CUDA_VISIBLE_DEVICES leaves.
         locked: False only looks, for a plan that is printed.
+        asked_by: where `here` is from, for messages.
     Raises:
         BadGpuMap: more GPUs than there are, or than are free.
         BadSetting: `device` is not here, or CUDA_VISIBLE_DEVICES names no GPU.
@@ -158,7 +165,7 @@ def claim(
     if device == "cpu" or (device == "auto" and here is not None and here > 1 and is_mac):
         return Claim(here or 1)
     if device == "mps" or (device == "auto" and is_mac):
-        return _claim_mps(here, is_mac)
+        return _claim_mps(here, is_mac, asked_by)
     gpus = list_gpus()
     seen = visible(gpus, ",".join(devices), "devices") if devices else visible(gpus, environ.get("CUDA_VISIBLE_DEVICES"))
     if not seen:
@@ -169,21 +176,21 @@ def claim(
     if here is not None and here > len(seen):
         of_all = f" of the {len(gpus)} here, by CUDA_VISIBLE_DEVICES" if len(seen) < len(gpus) else ""
         raise BadGpuMap(
-            f"--here_gpus {here}, and this machine has {_count(len(seen))} to use{of_all}. Type --here_gpus {len(seen)} or less, "
+            f"{asked_by} {here}, and this machine has {_count(len(seen))} to use{of_all}. Type --here_gpus {len(seen)} or less, "
             f"or --device cpu for CPU processes."
         )
-    return _claim_gpus(here, by_use(seen), locked)
+    return _claim_gpus(here, by_use(seen), locked, asked_by)
 
 
-def _claim_mps(here: int | None, is_mac: bool) -> Claim:
+def _claim_mps(here: int | None, is_mac: bool, asked_by: str) -> Claim:
     if not is_mac:
         raise BadSetting("--device mps needs a Mac with an Apple processor. Type --device auto.")
     if here not in (None, 1):
-        raise BadGpuMap(f"--here_gpus {here} with --device mps: a Mac has one GPU. Type --here_gpus 1, or --device cpu.")
+        raise BadGpuMap(f"{asked_by} {here} with --device mps: a Mac has one GPU. Type --here_gpus 1, or --device cpu.")
     return Claim(1, ("mps",))
 
 
-def _claim_gpus(here: int | None, gpus: Sequence[Gpu], locked: bool) -> Claim:
+def _claim_gpus(here: int | None, gpus: Sequence[Gpu], locked: bool, asked_by: str) -> Claim:
     claimed = Claim(0)
     chosen: list[Gpu] = []
     for gpu in gpus:
@@ -197,18 +204,14 @@ def _claim_gpus(here: int | None, gpus: Sequence[Gpu], locked: bool) -> Claim:
         claimed.release()
     if len(chosen) < (here or 1):
         claimed.release()
-        wish = f"--here_gpus {here}, and " if here else ""
+        wish = f"{asked_by} {here}, and " if here else ""
         raise BadGpuMap(
             f"{wish}other launches hold {len(gpus) - len(chosen)} of the {_count(len(gpus))} of this machine. Wait for them, "
             f"{f'type --here_gpus {len(chosen)}, ' if chosen else ''}or train on the CPU with --device cpu."
         )
-    chosen.sort(key=lambda gpu: gpus_order(gpu))
+    chosen.sort(key=lambda gpu: (gpu.index, gpu.uuid))
     claimed.ranks, claimed.devices = len(chosen), tuple(gpu.uuid for gpu in chosen)
     return claimed
-
-
-def gpus_order(gpu: Gpu) -> tuple[int, str]:
-    return gpu.index, gpu.uuid
 
 
 def _try_lock(uuid: str) -> int | None:

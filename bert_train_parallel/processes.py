@@ -9,12 +9,13 @@ reaches process groups and living chains of parents only.
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 _LINUX = sys.platform == "linux"
 _PR_SET_PDEATHSIG = 1
@@ -155,11 +156,11 @@ class Interrupts:
     """Signals as numbers to select on and read, so that no wait is deaf to them.
 
     `read()` gives the numbers that arrived: SIGINT, SIGTERM, SIGHUP and SIGQUIT (unless they were ignored from the start, as under
-    nohup), SIGCHLD for a child that ended, and SIGKILL when the guarding process of `guarded` has gone.
+    nohup), SIGCHLD for a child that ended, and for each pipe of `lifelines` that has ended the number given for it.
     """
 
-    def __init__(self, guardian: int | None = None) -> None:
-        self._guardian = guardian  # a pipe that ends when that process does
+    def __init__(self, lifelines: Mapping[int, int] | None = None) -> None:
+        self._lifelines = dict(lifelines or {})
         self._pipe, self._wakeup = os.pipe()
         os.set_blocking(self._pipe, False)
         os.set_blocking(self._wakeup, False)
@@ -172,20 +173,17 @@ class Interrupts:
 
     def filenos(self) -> list[int]:
         """What to select on."""
-        return [self._pipe] if self._guardian is None else [self._pipe, self._guardian]
+        return [self._pipe, *self._lifelines]
 
     def read(self) -> list[int]:
-        """The signals since the last call, in order; never waits."""
-        try:
-            arrived = list(os.read(self._pipe, 4096))
-        except BlockingIOError:
-            arrived = []
-        if self._guardian is not None:
-            import select
-
-            if select.select([self._guardian], [], [], 0)[0]:
-                self._guardian = None
-                arrived.append(signal.SIGKILL)
+        """The signals since the last call; never waits."""
+        arrived = []
+        for ready in select.select(self.filenos(), [], [], 0)[0]:
+            data = os.read(ready, 4096)
+            if ready == self._pipe:
+                arrived += list(data)
+            elif not data:
+                arrived.append(self._lifelines.pop(ready))
         return arrived
 
     def close(self) -> None:
@@ -197,13 +195,15 @@ class Interrupts:
         os.close(self._wakeup)
 
 
-def guarded(body: Callable[[Interrupts], int]) -> int:
+def guarded(body: Callable[[Interrupts], int], lifeline: int | None = None) -> int:
     """Run `body` in a forked child; when either of the two processes dies, the other kills all that is left.
 
     The calling process stays in front: signals that it gets go on to the child, and it returns the child's exit code. The child
     has a session of its own, so that a signal to the caller's whole process group leaves it alive to clean up.
-    `body` must heed SIGKILL from `Interrupts.read()`.
+    `body` must heed SIGKILL from `Interrupts.read()`, which says that the calling process has gone.
 
+    Args:
+        lifeline: a pipe whose end counts as SIGTERM.
     Returns:
         What `body` returned, or minus the number of the signal that killed its process.
     """
@@ -212,13 +212,18 @@ def guarded(body: Callable[[Interrupts], int]) -> int:
     sys.stderr.flush()
     ends_with_us, held_by_us = os.pipe()
     passed_on = {number for number in _STOPPING if signal.getsignal(number) is not signal.SIG_IGN}
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, passed_on)  # one that comes while we fork waits for its handler
+    mask: set[int] = set(signal.pthread_sigmask(signal.SIG_BLOCK, passed_on))  # one that comes while we fork waits for its handler
     child = os.fork()
     if child == 0:
         os.close(held_by_us)
-        os._exit(_run_guarded(body, ends_with_us, mask))
+        lifelines = {ends_with_us: int(signal.SIGKILL)} | ({} if lifeline is None else {lifeline: int(signal.SIGTERM)})
+        os._exit(_run_guarded(body, lifelines, mask))
     os.close(ends_with_us)
-    old = {number: signal.signal(number, lambda number, _: send(child, number)) for number in passed_on}
+
+    def pass_on(number: int, _: object) -> None:
+        send(child, number)
+
+    old = {number: signal.signal(number, pass_on) for number in passed_on}
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     _, status = os.waitpid(child, 0)
     kill_descendants()
@@ -228,12 +233,12 @@ def guarded(body: Callable[[Interrupts], int]) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-def _run_guarded(body: Callable[[Interrupts], int], guardian: int, mask: set[signal.Signals]) -> int:
+def _run_guarded(body: Callable[[Interrupts], int], lifelines: Mapping[int, int], mask: set[int]) -> int:
     code = 1
     try:
         os.setsid()
         adopt_orphans()
-        interrupts = Interrupts(guardian)
+        interrupts = Interrupts(lifelines)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         code = body(interrupts)
     except BaseException:

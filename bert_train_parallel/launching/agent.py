@@ -53,6 +53,7 @@ def run_ranks(
     request: LaunchRequest,
     folder: str,
     interrupts: processes.Interrupts,
+    say: Callable[[str], None],
     on_event: OnEvent | None = None,
 ) -> Failure | None:
     """Run this node's ranks of one attempt; when it returns, none of their processes is left.
@@ -67,7 +68,7 @@ def run_ranks(
         BadSetting: the command cannot be started.
         NotWritable: the logs cannot be written.
     """
-    agent = _Agent(plan, node_rank, world, request, folder, interrupts)
+    agent = _Agent(plan, node_rank, world, request, folder, interrupts, say)
     try:
         for local_rank in range(plan.nodes[node_rank].ranks):
             agent.start(local_rank)
@@ -94,6 +95,7 @@ class _Agent:
         request: LaunchRequest,
         folder: str,
         interrupts: processes.Interrupts,
+        say: Callable[[str], None],
     ) -> None:
         self.ranks: list[_Running] = []
         self.first_failure: Failure | None = None
@@ -103,6 +105,7 @@ class _Agent:
         self._request = request
         self._folder = folder
         self._interrupts = interrupts
+        self._say = say
         self._streams: list[output.RankStream] = []
         self._sinks = (output.Sink(1), output.Sink(2))
         self._selector = selectors.DefaultSelector()
@@ -168,8 +171,7 @@ class _Agent:
             self._select_streams()
             for key, _ in self._selector.select(self._wait_s()):
                 key.data()
-            for sink in self._sinks:
-                sink.flush()
+            self._show()
             self._notice_ends()
             self._act_when_due()
         for stream in self._streams:
@@ -186,6 +188,14 @@ class _Agent:
             stream.close()
         self._selector.close()
         output.drain(self._sinks, self._interrupts.filenos(), wait_s=1.0 if self._stopped_by else None)
+
+    def _show(self) -> None:
+        """Pass output on; a reader that has gone (`| head`, a closed terminal) does not end a run that may have cost days."""
+        for sink in self._sinks:
+            was_open = not sink.closed
+            sink.flush()
+            if was_open and sink.closed:
+                self._say(f"nobody reads the output any more; the run goes on, with its output in {self._folder}")
 
     def _is_over(self) -> bool:
         """Whether no process of this attempt is left; what ranks that ended well left behind is asked to end."""
@@ -274,11 +284,10 @@ class _Agent:
         if self._kill_at is None:
             self._kill_at = time.monotonic() + grace_s
         for one in self._living:
-            if self._request.command[0] == sys.executable:
-                # alone: its data loading workers would die under it while it saves what it has
-                targets = [one.process.pid]
-            else:
-                targets = _group_of(one.process.pid)  # a shell does not pass signals on
+            # Python is asked alone: its data loading workers would die under it while it saves what it has.
+            # Of a shell the whole group is: it does not pass signals on.
+            alone = self._request.command[0] == sys.executable
+            targets = [one.process.pid] if alone else _group_of(one.process.pid)
             for pid in targets:
                 processes.send(pid, number)
             self._asked.update(targets)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from bert_train_parallel.errors import BadSetting
 
@@ -57,12 +57,17 @@ def is_ours(command: Sequence[str]) -> bool:
     return "-m" in command[1:3] and command[2 + (command[1] == "-P") :][:1] == ("bert_train_parallel",)
 
 
-def environment_for(command: Sequence[str], environment: dict[str, str]) -> dict[str, str]:
-    """What our trainer needs to find the package that this launcher is from: only a checkout is not on Python's path already."""
+def environment_for(command: Sequence[str], given: Mapping[str, str]) -> dict[str, str]:
+    """What our trainer needs to find the package that this launcher is from."""
+    return checkout_path(given) if is_ours(command) else {}
+
+
+def checkout_path(given: Mapping[str, str]) -> dict[str, str]:
+    """PYTHONPATH for a child that imports this package: only a checkout may not be on Python's path already."""
     checkout = os.path.dirname(_PACKAGE)
-    if not is_ours(command) or not os.path.isfile(os.path.join(checkout, "setup.py")):
+    if not os.path.isfile(os.path.join(checkout, "setup.py")):
         return {}
-    earlier = environment.get("PYTHONPATH")
+    earlier = given.get("PYTHONPATH")
     return {"PYTHONPATH": f"{checkout}{os.pathsep}{earlier}" if earlier else checkout}
 
 

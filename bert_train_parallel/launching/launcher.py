@@ -22,17 +22,23 @@ Say = Callable[[str], None]
 
 
 def launch_node(
-    request: LaunchRequest, claim: gpus.Claim, interrupts: Interrupts, say: Say, on_event: OnEvent | None = None
+    request: LaunchRequest, claim: gpus.Claim, interrupts: Interrupts, say: Say, on_event: OnEvent | None = None, problem: str = ""
 ) -> LaunchResult:
     """Run this node's part of a launch until it is over on every node; the caller is guarded (`processes.guarded`).
 
     Args:
         claim: this node's devices.
         say: takes the lines that a quiet launch leaves out.
+        problem: why this node cannot take part; all nodes hear it, and stop.
     Raises:
         NodesDisagree, Unreachable, BadSetting, NotWritable: the ranks cannot be started.
         LaunchFailed: a signal arrived while this node waited for the others.
     """
+    world = make_world(request, claim, say, problem)
+    if request.check:
+        from bert_train_parallel.launching.check import check_request
+
+        request = check_request(request)
     logs = Logs(request)
 
     def run_attempt(plan: WorldPlan, node_rank: int, world: World) -> None:
@@ -41,19 +47,20 @@ def launch_node(
         say(f"{_processes(plan, node_rank)} on {devices}; output in {folder}")
         if on_event:
             on_event(LaunchEvent("planned" if plan.attempt == 0 else "restarted", folder))
-        run_ranks(plan, node_rank, world, request=request, folder=folder, interrupts=interrupts, on_event=on_event)
+        run_ranks(plan, node_rank, world, request=request, folder=folder, interrupts=interrupts, say=say, on_event=on_event)
 
-    world = make_world(request, claim, say)
     try:
         result = run_attempts(world, run_attempt, interrupts)
     finally:
         world.close()
     if result.exit_code == 0:
         logs.remove_temporary()
+    elif result.first_failure:
+        logs.point_to(result.first_failure, say)
     return replace(result, first_failure=result.first_failure and logs.without_repeats(result.first_failure))
 
 
-def make_world(request: LaunchRequest, claim: gpus.Claim, say: Say) -> World:
+def make_world(request: LaunchRequest, claim: gpus.Claim, say: Say, problem: str = "") -> World:
     """What this node needs of the world around it."""
     if request.is_single_node:
         from bert_train_parallel.launching.network import free_port
@@ -62,7 +69,7 @@ def make_world(request: LaunchRequest, claim: gpus.Claim, say: Say) -> World:
     from bert_train_parallel.launching.agreement import Channel
     from bert_train_parallel.launching.hello import make_hello
 
-    return Channel(request, make_hello(request, claim.ranks, claim.devices), say)
+    return Channel(request, make_hello(request, claim.ranks, claim.devices, problem), say)
 
 
 def own_plan(request: LaunchRequest, claim: gpus.Claim) -> WorldPlan:
@@ -134,6 +141,12 @@ class Logs:
         """A launch that ended well needs no logs in /tmp."""
         if self._temporary:
             shutil.rmtree(self._temporary, ignore_errors=True)
+
+    def point_to(self, failure: Failure, say: Say) -> None:
+        """Say where the whole output of a rank that failed here is."""
+        log = os.path.join(self._last, f"rank_{failure.rank}.log")
+        if failure.kind in ("exit", "signal") and os.path.exists(log):
+            say(f"the whole output of rank {failure.rank} is in {log}")
 
     def without_repeats(self, failure: Failure) -> Failure | None:
         """The failure, unless its one sentence has been printed by the rank itself already."""

@@ -25,6 +25,7 @@ from bert_train_parallel import processes
 from bert_train_parallel.errors import BadSetting, LaunchFailed, MissingPackage
 from bert_train_parallel.launching import network
 from bert_train_parallel.launching.gpu_map import matching_hosts
+from bert_train_parallel.launching.remote_flags import add_arguments
 from bert_train_parallel.processes import Interrupts, signal_name
 
 TOKEN_VARIABLE = "BERT_TRAIN_JOB_TOKEN"
@@ -54,15 +55,6 @@ class _Session:
     process: subprocess.Popen[bytes]
     rest: bytes = b""  # the begin of a line that has not ended
     last: str = ""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("all nodes from one")
-    group.add_argument("--ssh", action="store_true", help="start the same line on every host of --gpu_map by ssh")
-    group.add_argument("--ssh_user", metavar="NAME", help="user there; else as ~/.ssh/config says")
-    group.add_argument("--ssh_option", metavar="NAME=VALUE", action="append", default=[], help="one more ssh -o option; may be repeated")
-    group.add_argument("--ssh_folder", metavar="FOLDER", help="folder there; else the path of the current one")
-    group.add_argument("--ssh_python", metavar="PATH", help="Python there, with this package; else the path of this one")
 
 
 def settings_of(arguments: argparse.Namespace) -> Ssh:
