@@ -180,15 +180,18 @@ class TrainConfig(DataConfig, frozen=True, extra="forbid"):
             raise ValueError("shares are numbers from 0 up, at least one above 0")
         return value
 
+    def asked(self, data_fingerprint: str) -> dict[str, Any]:
+        """All that decides what is learned, as JSON values: the settings that make the model, and the data."""
+        values = self.model_dump(mode="json")
+        chosen = {name: values[name] for name, field in type(self).model_fields.items() if _part(field) == "model"}
+        return chosen | {"model": self.model, "data": data_fingerprint, "format": FORMAT}
+
     def model_key(self, data_fingerprint: str) -> str:
-        """A hash of all that decides what is learned: the settings that make the model, and the data.
+        """A hash of what decides what is learned.
 
         Equal keys mean the same model up to rounding; the fleet and the place of files do not count.
         """
-        asked = self.model_dump(mode="json")
-        chosen = {name: asked[name] for name, field in type(self).model_fields.items() if _part(field) == "model"}
-        chosen |= {"model": self.model, "data": data_fingerprint, "format": FORMAT}
-        return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:32]
+        return hashlib.sha256(json.dumps(self.asked(data_fingerprint), sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _part(field: Any) -> str:

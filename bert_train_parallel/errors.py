@@ -15,7 +15,8 @@ BertTrainParallelError            a sentence for the user; the command prints it
 ├── LaunchFailed                  a rank or a node failed; carries the exit code of the first failure
 └── TrainingStopped               the data or settings made training impossible
     ├── LossIsNaN                 exit 3
-    └── OutOfMemory               exit 4
+    ├── OutOfMemory               exit 4
+    └── StoppedBySignal           exit 128 + the signal, as a shell says it
 
 Anything else that is raised is a mistake of ours and keeps its traceback (exit 1).
 """
@@ -105,6 +106,17 @@ class OutOfMemory(TrainingStopped):
 
     exit_code = 4
     kind = "oom"
+
+
+class StoppedBySignal(TrainingStopped):
+    """The process was asked to end, and has saved what it could."""
+
+    def __init__(self, sentence: str, exit_code: int = 143) -> None:
+        super().__init__(sentence, exit_code)
+        self.exit_code = exit_code
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
