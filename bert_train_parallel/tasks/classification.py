@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 name = "classification"
 
-COLUMNS = ("prediction", "true_label", "sample", "line", "prediction_name", "true_name")
+NAME_COLUMNS = ("prediction_name", "true_name")
+COLUMNS = ("prediction", "true_label", "sample", "line", *NAME_COLUMNS)
 PROBABILITY = "probability_"  # before a class name: a column of the predictions file
 
 
