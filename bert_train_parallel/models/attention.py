@@ -43,7 +43,7 @@ class Packing:
 def group_lengths(ascending: Sequence[int]) -> list[range]:
     """Cuts rows, in ascending order of length, into groups whose padding costs less than another call would.
 
-    >>> group_lengths([7, 7, 7, 7, 8, 30, 30, 30, 31, 31, 512])
+    >>> group_lengths([15, 15, 15, 15, 16, 30, 30, 30, 31, 31, 512])
     [range(0, 5), range(5, 10), range(10, 11)]
     """
     groups: list[range] = []

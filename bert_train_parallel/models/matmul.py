@@ -75,7 +75,7 @@ class OneDnnLinear(nn.Linear):
     """A linear layer by oneDNN in float32 on a CPU, as torch does elsewhere."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.dtype != torch.float32 or input.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+        if input.dtype != torch.float32 or input.device.type != "cpu" or input.numel() == 0 or torch.is_autocast_enabled("cpu"):
             return F.linear(input, self.weight, self.bias)
         return _by_onednn(input, self.weight, self.bias)
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bert_train_parallel.errors import BadSetting
 from bert_train_parallel.models.attention import Packing, group_lengths, make_packing
 from bert_train_parallel.models.shortcuts import draw_dropout_fast, read_first_tokens
 
@@ -144,5 +145,14 @@ class PackedModel(nn.Module):
         return self.network.config
 
     def checkpoint_gradients(self) -> None:
-        """Compute each layer's activations again in backward: less memory, more time."""
-        self.network.gradient_checkpointing_enable({"use_reentrant": False})
+        """Compute each layer's activations again in backward: less memory, more time.
+
+        Raises:
+            BadSetting: the architecture cannot.
+        """
+        network: Any = self.network
+        if not network.supports_gradient_checkpointing:
+            raise BadSetting(f"--gradient_checkpointing: models of the kind {self.config.model_type!r} cannot. Use --micro_batch_size.")
+        # its name up to transformers 5.22, or from then on
+        enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
+        enable({"use_reentrant": False})

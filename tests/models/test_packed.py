@@ -1,0 +1,184 @@
+"""Packed rows give what padded ones give: outputs, gradients, and no row more than there are tokens."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from families import HAS_SEGMENTS, PACKED, PADDED, gradients_of, greatest_difference, network_of, packed_rows, padded_rows
+from torch import nn
+
+from bert_train_parallel.errors import BadSetting
+from bert_train_parallel.models import attention
+from bert_train_parallel.models.packed import ARCHITECTURES, PackedModel
+from bert_train_parallel.models.shortcuts import CpuDropout
+
+LENGTHS = {
+    "one row of one token": [1],
+    "all equal": [6, 6, 6, 6, 6],
+    "one very long": [3, 2, 150, 2, 3, 3, 2],
+    "all unlike": [5, 3, 1, 7, 12, 90, 13, 2, 31],
+    "random": [random.Random(0).randint(1, 60) for _ in range(24)],
+}
+
+
+def packed_model(name: str, dtype: torch.dtype, dropout: float = 0.0) -> PackedModel:
+    attention.register()
+    return PackedModel(network_of(PACKED[name], attention.NAME, dtype, dropout), packed=True).train()
+
+
+def compare(name: str, config: Any, model: PackedModel, lengths: Sequence[int], dtype: torch.dtype, tolerance: float) -> None:
+    """Holds a model over packed rows against transformers' own over padded ones."""
+    tokens, positions, segments, starts = packed_rows(lengths)
+    peer = network_of(config, "sdpa" if "modernbert" in name else "eager", dtype)
+    outputs = model(tokens, positions, segments, starts)
+    expected = peer(**padded_rows(tokens, segments, starts, config.pad_token_id or 0, name in HAS_SEGMENTS)).logits
+    assert float((outputs - expected).detach().abs().max()) < tolerance
+    found, true = gradients_of(model.network, outputs), gradients_of(peer, expected)
+    assert greatest_difference(found, true) < tolerance
+
+
+@pytest.mark.parametrize("shape", LENGTHS)
+@pytest.mark.parametrize("name", PACKED)
+def test_packed_rows_give_outputs_and_gradients_of_padded_ones(name: str, shape: str) -> None:
+    model = packed_model(name, torch.float64)
+    # ModernBERT computes its rotary positions in float32, whatever the model's precision
+    compare(name, PACKED[name], model, LENGTHS[shape], torch.float64, tolerance=1e-12)
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_float32_is_as_near_as_float32_can_be(name: str) -> None:
+    compare(name, PACKED[name], packed_model(name, torch.float32), LENGTHS["random"], torch.float32, tolerance=1e-5)
+
+
+@pytest.mark.parametrize("shape", LENGTHS)
+@pytest.mark.parametrize("name", PADDED)
+def test_other_families_get_padded_batches_of_like_length(name: str, shape: str) -> None:
+    assert PADDED[name].model_type not in ARCHITECTURES
+    model = PackedModel(network_of(PADDED[name], "eager", torch.float64), packed=False)
+    compare(name, PADDED[name], model, LENGTHS[shape], torch.float64, tolerance=1e-12)
+
+
+@pytest.mark.parametrize("name", [*PACKED, *PADDED])
+def test_an_empty_share_has_no_outputs_and_a_zero_gradient_for_every_parameter(name: str) -> None:
+    if name in PACKED:
+        model = packed_model(name, torch.float64)
+    else:
+        model = PackedModel(network_of(PADDED[name], "eager", torch.float64), packed=False)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    outputs = model(nothing, nothing, nothing, torch.tensor([0]))
+    assert outputs.shape == (0, 3)
+    outputs.sum().backward()
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in model.parameters())
+
+
+def test_outputs_stand_in_the_order_of_the_rows() -> None:
+    model = packed_model("bert", torch.float64)
+    lengths = [9, 2, 5, 2, 7]
+    rows = packed_rows(lengths)
+    together = model(*rows)
+    parts = zip(*(tensor.split(lengths) for tensor in rows[:3]), lengths, strict=True)
+    alone = [model(tokens, positions, segments, torch.tensor([0, length])) for tokens, positions, segments, length in parts]
+    torch.testing.assert_close(together, torch.cat(alone), rtol=0, atol=1e-12)
+
+
+def rows_entering(model: PackedModel, rows: tuple[torch.Tensor, ...]) -> dict[str, int]:
+    """How many rows each linear layer of the encoder was given."""
+    entered: dict[str, int] = {}
+    hooks = [
+        module.register_forward_pre_hook(
+            lambda _, args, name=name: entered.update({name: entered.get(name, 0) + args[0].shape[:-1].numel()})
+        )
+        for name, module in model.network.base_model.encoder.named_modules()
+        if isinstance(module, nn.Linear)
+    ]
+    model(*rows)
+    for hook in hooks:
+        hook.remove()
+    return entered
+
+
+def test_as_many_rows_enter_the_linear_layers_as_there_are_tokens() -> None:
+    model = packed_model("bert", torch.float32)
+    lengths = LENGTHS["random"]
+    entered = rows_entering(model, packed_rows(lengths))
+    last = "layer.2."
+    assert {count for name, count in entered.items() if not name.startswith(last)} == {sum(lengths)}
+    # the head reads first tokens: of the last layer, only keys and values are needed of the others
+    assert {name.removeprefix(last): count for name, count in entered.items() if name.startswith(last)} == {
+        "attention.self.query": len(lengths),
+        "attention.self.key": sum(lengths),
+        "attention.self.value": sum(lengths),
+        "attention.output.dense": len(lengths),
+        "intermediate.dense": len(lengths),
+        "output.dense": len(lengths),
+    }
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert", "modernbert"])
+def test_recomputed_activations_give_the_same_gradients_with_dropout_on(name: str) -> None:
+    model = packed_model(name, torch.float64, dropout=0.2)
+    rows = packed_rows(LENGTHS["all unlike"])
+    torch.manual_seed(3)
+    kept = gradients_of(model.network, model(*rows))
+    model.checkpoint_gradients()
+    torch.manual_seed(3)
+    computed_again = gradients_of(model.network, model(*rows))
+    assert greatest_difference(computed_again, kept) < 1e-12
+
+
+def test_a_family_that_cannot_recompute_says_so() -> None:
+    with pytest.raises(BadSetting, match="--gradient_checkpointing: models of the kind 'albert' cannot"):
+        packed_model("albert", torch.float32).checkpoint_gradients()
+
+
+def test_dropout_repeats_with_the_seed_and_differs_without_it() -> None:
+    model = packed_model("bert", torch.float32, dropout=0.5)
+    rows = packed_rows(LENGTHS["random"])
+
+    def outputs(seed: int) -> torch.Tensor:
+        torch.manual_seed(seed)
+        return model(*rows)
+
+    assert torch.equal(outputs(1), outputs(1))
+    assert not torch.equal(outputs(1), outputs(2))
+    assert any(isinstance(module, CpuDropout) for module in model.modules())
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_cpu_dropout_keeps_the_mean_and_drops_the_share_asked_for(share: float) -> None:
+    torch.manual_seed(0)
+    values = torch.ones(1000, 1000, requires_grad=True)
+    dropped = CpuDropout(share)(values)
+    dropped.sum().backward()
+    zeros = float((dropped == 0).double().mean())
+    assert abs(zeros - share) < 5 * (share * (1 - share) / 1e6) ** 0.5 + 1e-5
+    assert abs(float(dropped.detach().double().mean()) - 1) < 0.02
+    assert values.grad is not None
+    assert torch.equal(values.grad, dropped.detach())
+    along, across = (
+        ((dropped[1:] == 0) & (dropped[:-1] == 0)).double().mean(),
+        ((dropped[:, 1:] == 0) & (dropped[:, :-1] == 0)).double().mean(),
+    )
+    assert abs(float(along) - share**2) < 0.003
+    assert abs(float(across) - share**2) < 0.003
+
+
+def test_no_dropout_outside_of_training() -> None:
+    values = torch.randn(5, 5)
+    assert CpuDropout(0.5).eval()(values) is values or torch.equal(CpuDropout(0.5).eval()(values), values)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_groups_hold_each_row_once_and_pad_little(seed: int) -> None:
+    draw = random.Random(seed)
+    lengths = sorted(draw.randint(1, draw.choice([4, 40, 512])) for _ in range(draw.randint(1, 60)))
+    groups = attention.group_lengths(lengths)
+    assert [row for rows in groups for row in rows] == list(range(len(lengths)))
+    for rows in groups:
+        assert lengths[rows[-1]] <= 2 * lengths[rows[0]] or len(rows) * lengths[rows[-1]] ** 2 <= 1.15 * sum(
+            lengths[row] ** 2 for row in rows
+        )
