@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from bert_train_parallel.config import DataConfig
 from bert_train_parallel.data.samples import LABEL_NAMES, TEXT_NAMES
@@ -28,7 +28,8 @@ _RUNAWAY = 8  # a record this many times longer than the longest cell allowed is
 
 def open_bytes(path: Path) -> IO[bytes]:
     """The content of a file, unpacked where its name ends with .gz."""
-    return gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
+    file: Any = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
+    return file  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +208,7 @@ def _parsed(text: str, delimiter: str, quoting: str, whole: bool) -> list[list[s
     return rows if whole or len(rows) < 2 else rows[:-1]
 
 
-def _dialect(delimiter: str, quoting: str) -> dict[str, object]:
+def _dialect(delimiter: str, quoting: str) -> dict[str, Any]:
     return {"delimiter": delimiter, "quoting": csv.QUOTE_NONE if quoting == "none" else csv.QUOTE_MINIMAL}
 
 
@@ -279,7 +280,7 @@ def records(path: Path, form: Form, max_cell_bytes: int) -> Iterator[tuple[int, 
     """
     with open_text(path, form.encoding) as file, _any_field_size():
         feed = _Feed(file, path, _RUNAWAY * max_cell_bytes)
-        reader = csv.reader(feed, **_dialect(form.delimiter, form.quoting))  # type: ignore[call-overload]
+        reader = csv.reader(feed, **_dialect(form.delimiter, form.quoting))
         begin = 1
         for number, cells in enumerate(reader):
             ended = feed.take()
@@ -328,7 +329,7 @@ def _check_closed(path: Path, record: str, line: int, form: Form, feed: _Feed) -
     if not feed.ended:
         return
     try:
-        for _ in csv.reader(io.StringIO(record, newline=""), strict=True, **_dialect(form.delimiter, form.quoting)):  # type: ignore[call-overload]
+        for _ in csv.reader(io.StringIO(record, newline=""), strict=True, **_dialect(form.delimiter, form.quoting)):
             pass
     except csv.Error as error:
         if "unexpected end" in str(error):

@@ -169,7 +169,7 @@ def _same_file(name: str, stamp: dict[str, Any]) -> bool:
         digest = hashlib.sha256()
         while chunk := file.read(1 << 20):
             digest.update(chunk)
-    return digest.hexdigest() == stamp["sha256"]
+    return bool(digest.hexdigest() == stamp["sha256"])
 
 
 @contextlib.contextmanager
@@ -336,7 +336,7 @@ def _finish(
     target: npt.NDArray[Any]
     if task_type == "regression":
         values = np.array([_number(name, place, gathered) for name in gathered.names])
-        target, names, strata = values[codes], [], np.zeros(len(codes), dtype=np.int32)
+        target, names, strata = values[codes], [], np.zeros(len(codes), dtype=np.int64)
     else:
         names = sorted(gathered.names, key=_label_order(gathered.names))
         _check_classes(gathered, place)

@@ -361,9 +361,8 @@ def _package(name: str, module: str) -> Any:
 class StoreTable:
     """The samples of an earlier store, to fold or split them anew when their source is gone."""
 
-    names = ("text", "text_pair", "label")
-
     def __init__(self, store: Store) -> None:
+        self.names: tuple[str, ...] = ("text", "text_pair", "label")
         self.place = str(store.path)
         self.form = "store"
         self.identity = dict(store.meta["source"]["identity"])

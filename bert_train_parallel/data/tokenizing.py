@@ -87,7 +87,8 @@ class Tokenizing:
 
     def spans(self, text: str) -> list[tuple[int, int]]:
         """Where each token of a text stands in it, (first, last + 1) characters."""
-        return self.tokenizer.encode(text, add_special_tokens=False).offsets  # type: ignore[no-any-return]
+        spans: list[tuple[int, int]] = self.tokenizer.encode(text, add_special_tokens=False).offsets
+        return spans
 
 
 def _place(inner: list[int], ids: list[int], start: int) -> int:
