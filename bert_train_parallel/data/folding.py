@@ -17,6 +17,7 @@ Spans = Sequence[tuple[int, int]]
 
 _SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s|$)|[。！？]+|\n\s*\n")
 _NEAR = 0.5  # a sentence end counts as near when the row it ends is at least this full
+_SURELY_LONG = 8  # characters per token of room above which a text is taken to be folded before its tokens are counted
 _HEAD = 128 / 510  # of a row, for head_tail: Sun et al. 2019, How to Fine-Tune BERT for Text Classification
 
 
@@ -121,8 +122,9 @@ def fold_texts(texts: Sequence[tuple[str, ...]], tokenizing: Tokenizing, setting
     room = _room(settings, len(before) + len(after))
     parts: list[IntArray] = []
     owners: list[int] = []
-    for number, tokens in enumerate(tokenizing.encode([text[0] for text in texts])):
-        for piece in _pieces(tokens, texts[number][0], tokenizing, settings, room):
+    encoded = _encode([text[0] for text in texts], tokenizing, settings, room)
+    for number, (tokens, spans) in enumerate(encoded):
+        for piece in _pieces(tokens, texts[number][0], spans, settings, room):
             parts += [before, piece, after]
             owners.append(number)
     lengths = _sums(parts, 3)
@@ -137,11 +139,12 @@ def _fold_pairs(texts: Sequence[tuple[str, ...]], tokenizing: Tokenizing, settin
     parts: list[IntArray] = []
     owners: list[int] = []
     second_at: list[int] = []
-    tokens = tokenizing.encode([part for text in texts for part in text])
-    for number, (left, right) in enumerate(zip(tokens[::2], tokens[1::2], strict=True)):
+    encoded = _encode([part for text in texts for part in text], tokenizing, settings, room // 2)
+    for number, ((left, left_spans), (right, right_spans)) in enumerate(zip(encoded[::2], encoded[1::2], strict=True)):
         longer = 0 if len(left) >= len(right) else 1
         shorter = (right, left)[longer][: max(1, (room + 1) // 2)]
-        for piece in _pieces((left, right)[longer], texts[number][longer], tokenizing, settings, room + 1 - len(shorter)):
+        spans = (left_spans, right_spans)[longer]
+        for piece in _pieces((left, right)[longer], texts[number][longer], spans, settings, room + 1 - len(shorter)):
             first, second = (piece, shorter) if longer == 0 else (shorter, piece)
             parts += [before, first, between, second, after]
             owners.append(number)
@@ -151,7 +154,25 @@ def _fold_pairs(texts: Sequence[tuple[str, ...]], tokenizing: Tokenizing, settin
     return Folded(_joined(parts, tokenizing), lengths, segments_at, np.array(owners, dtype=np.int32))
 
 
-def _pieces(tokens: IntArray, text: str, tokenizing: Tokenizing, settings: FoldingSettings, room: int) -> list[IntArray]:
+def _encode(texts: Sequence[str], tokenizing: Tokenizing, settings: FoldingSettings, room: int) -> list[tuple[IntArray, Spans]]:
+    """Tokens of each text, and where they stand in it for those that may have to be cut; no spans for the others.
+
+    A tokenizer without spans is faster; so only texts that are surely long, and then those that prove to be, pay for them.
+    """
+    folding = settings.long_texts == "fold"
+    surely = [folding and len(text) > _SURELY_LONG * room for text in texts]
+    plain = iter(tokenizing.encode([text for text, long in zip(texts, surely, strict=True) if not long]))
+    tokens: list[IntArray | None] = [None if long else next(plain) for long in surely]
+    with_spans = [number for number, found in enumerate(tokens) if found is None or (folding and len(found) > room)]
+    spanned = dict(zip(with_spans, tokenizing.encode_with_spans([texts[number] for number in with_spans]), strict=True))
+    return [
+        spanned[number] if number in spanned else (found, ())
+        for number, found in enumerate(tokens)
+        if found is not None or number in spanned
+    ]
+
+
+def _pieces(tokens: IntArray, text: str, spans: Spans, settings: FoldingSettings, room: int) -> list[IntArray]:
     """What of a text's tokens stands in its rows, at most `room` tokens each."""
     if len(tokens) <= room:
         return [tokens]
@@ -160,7 +181,6 @@ def _pieces(tokens: IntArray, text: str, tokenizing: Tokenizing, settings: Foldi
     if settings.long_texts == "head_tail":
         head = max(1, round(room * _HEAD)) if room > 1 else room
         return [np.concatenate((tokens[:head], tokens[len(tokens) - (room - head) :]))]
-    spans = tokenizing.spans(text)
     return [tokens[first:last] for first, last in cuts(text, spans, room, min(settings.stride, room - 1))]
 
 
