@@ -10,17 +10,21 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from bert_train_parallel import processes
 from bert_train_parallel.errors import BadSetting, not_writable
 from bert_train_parallel.launching import output
 from bert_train_parallel.launching.command import environment_for
-from bert_train_parallel.launching.failures import Ended, describe, is_consequence
 from bert_train_parallel.launching.plan import Failure, LaunchRequest, WorldPlan
 from bert_train_parallel.launching.world import World
 from bert_train_parallel.rank import Rank
 
+if TYPE_CHECKING:
+    from bert_train_parallel.launching.failures import Ended
+
 SETTLE_S = 2.0  # how long the failure of a rank that lost its peer waits for the failure that was the cause
+FAILED_GRACE_S = 1.5  # on several nodes: ranks whose peer has failed hang in a collective, with nothing to save
 LEFTOVERS_S = 1.0  # between SIGTERM and SIGKILL for what ranks left behind when they ended well
 
 
@@ -246,6 +250,8 @@ class _Agent:
             self._fail(failure, is_ours=False)
 
     def _notice_ends(self) -> None:
+        from bert_train_parallel.launching.failures import Ended, is_consequence  # loaded while the ranks start
+
         for one in self._living:
             if one.process.poll() is None or not one.process.returncode or self._kill_at is not None:
                 continue
@@ -259,6 +265,8 @@ class _Agent:
         now = time.monotonic()
         alone = not self._living and len(self._plan.nodes) == 1  # nobody is left who could be the cause
         if self._decide_at is not None and (now >= self._decide_at or alone):
+            from bert_train_parallel.launching.failures import describe, is_consequence
+
             for stream in self._streams:
                 stream.pump()  # a last line may still be in the pipe
             cause = min(self._failed, key=is_consequence)  # the earliest of those that are not; min keeps the order
@@ -277,7 +285,10 @@ class _Agent:
         self._decide_at = None
         if is_ours:
             self._world.report(failure)
-        self._end(signal.SIGINT if self._stopped_by == signal.SIGINT else signal.SIGTERM, self._request.grace_s)
+        grace_s = self._request.grace_s
+        if failure.kind != "stopped" and not self._request.is_single_node:
+            grace_s = min(grace_s, FAILED_GRACE_S)
+        self._end(signal.SIGINT if self._stopped_by == signal.SIGINT else signal.SIGTERM, grace_s)
 
     def _end(self, number: int, grace_s: float) -> None:
         """Ask every rank to end; what is left after the grace is killed."""

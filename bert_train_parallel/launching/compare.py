@@ -112,7 +112,8 @@ def claimed_twice(hellos: Sequence[Hello]) -> list[str]:
                 if with_map
                 else "Give each node its own --node_rank (0 is the master), or leave it out on all but the master."
             )
-            found.append(f"{holders[hello.node_rank]} and {hello.host} are both node {hello.node_rank}. {todo}")
+            both = " and ".join(sorted((holders[hello.node_rank], hello.host)))
+            found.append(f"{both} are both node {hello.node_rank}. {todo}")
         holders.setdefault(hello.node_rank, hello.host)
     return found
 

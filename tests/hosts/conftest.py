@@ -36,5 +36,7 @@ def hosts(machines: list[Host], tmp_path: Path) -> Iterator[list[Host]]:
         host.mend()
         left = host.pids()
         host.kill()
+        for run in host.runs:
+            run.process.wait()
         until(lambda host=host: not host.pids(), 10, lambda host=host: f"an empty {host.name}")  # type: ignore[misc]
         assert not left, f"processes survived on {host.name}: {left}\n" + "\n".join(run.text for run in host.runs)
