@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import platform
 import re
 import stat
 import sys
@@ -33,6 +32,8 @@ class Gpu:
 
 def list_gpus() -> list[Gpu]:
     """Every GPU and MIG instance that the NVIDIA driver knows, in the order of PCI buses; empty without driver or pynvml."""
+    if _is_in_vain():
+        return []
     try:
         import pynvml
     except ImportError:
@@ -47,6 +48,25 @@ def list_gpus() -> list[Gpu]:
         return [gpu for index, handle in enumerate(handles) for gpu in _devices_of(pynvml, handle, index)]
     finally:
         pynvml.nvmlShutdown()
+
+
+def _is_in_vain() -> bool:
+    """Whether pynvml is NVIDIA's own and would only find that there is no driver: its import takes longer than all of a launch."""
+    import ctypes
+    from importlib.machinery import PathFinder
+
+    if sys.platform != "linux":
+        return False
+    found = PathFinder.find_spec("pynvml")
+    if found is None or found.origin is None:
+        return found is None
+    if not any(name.startswith("nvidia_ml_py-") for name in os.listdir(os.path.dirname(found.origin))):
+        return False
+    try:
+        ctypes.CDLL("libnvidia-ml.so.1")
+    except OSError:
+        return True
+    return False
 
 
 def _devices_of(nvml: Any, handle: Any, index: int) -> Iterator[Gpu]:
@@ -161,7 +181,7 @@ def claim(
         raise BadGpuMap(
             f"--here_gpus {here}: write how many training processes this machine runs, from 1 up. Without GPUs they use the CPU."
         )
-    is_mac = sys.platform == "darwin" and platform.machine() == "arm64"
+    is_mac = sys.platform == "darwin" and os.uname().machine == "arm64"
     if device == "cpu" or (device == "auto" and here is not None and here > 1 and is_mac):
         return Claim(here or 1)
     if device == "mps" or (device == "auto" and is_mac):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 
@@ -109,6 +108,8 @@ def _program(script: str, path: str) -> str:
         if os.access(path, os.X_OK):
             return script if os.sep in script else os.path.join(os.curdir, script)
         raise BadSetting(f"{script} is not executable. Type: chmod +x {script}  (or leave --no_python out for a Python script)")
+    import shutil
+
     if os.sep not in script and shutil.which(script):
         return script
     raise BadSetting(f"{script}: no such program, neither as a file nor on PATH.")

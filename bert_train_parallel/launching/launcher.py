@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,9 +10,9 @@ from dataclasses import replace
 from bert_train_parallel import gpus
 from bert_train_parallel.launching.agent import LaunchEvent, OnEvent, run_ranks
 from bert_train_parallel.launching.command import is_ours, option_of, source_of
-from bert_train_parallel.launching.failures import SAID_IN_FULL
 from bert_train_parallel.launching.output import last_lines
 from bert_train_parallel.launching.plan import Failure, Hello, LaunchRequest, LaunchResult, WorldPlan, make_plan
+from bert_train_parallel.launching.ports import free_port, port_taken
 from bert_train_parallel.launching.restarts import Alone, run_attempts
 from bert_train_parallel.launching.world import World
 from bert_train_parallel.processes import Interrupts
@@ -63,8 +62,6 @@ def launch_node(
 def make_world(request: LaunchRequest, claim: gpus.Claim, say: Say, problem: str = "") -> World:
     """What this node needs of the world around it."""
     if request.is_single_node:
-        from bert_train_parallel.launching.network import free_port
-
         return Alone(request, own_plan(request, claim), say, free_port)
     from bert_train_parallel.launching.agreement import Channel
     from bert_train_parallel.launching.hello import make_hello
@@ -78,8 +75,6 @@ def own_plan(request: LaunchRequest, claim: gpus.Claim) -> WorldPlan:
     Raises:
         BadSetting: the port is taken.
     """
-    from bert_train_parallel.launching.network import free_port
-
     host = request.host or os.uname().nodename
     port = _checked_port(request.master_port) if request.master_port else free_port()
     return make_plan(request, [Hello(host, claim.ranks, others=0, devices=claim.devices, store_port=port)], job=new_job())
@@ -87,8 +82,6 @@ def own_plan(request: LaunchRequest, claim: gpus.Claim) -> WorldPlan:
 
 def _checked_port(port: int) -> int:
     import socket
-
-    from bert_train_parallel.launching.network import port_taken
 
     try:
         socket.create_server(("", port)).close()
@@ -140,6 +133,8 @@ class Logs:
     def remove_temporary(self) -> None:
         """A launch that ended well needs no logs in /tmp."""
         if self._temporary:
+            import shutil
+
             shutil.rmtree(self._temporary, ignore_errors=True)
 
     def point_to(self, failure: Failure, say: Say) -> None:
@@ -150,6 +145,8 @@ class Logs:
 
     def without_repeats(self, failure: Failure) -> Failure | None:
         """The failure, unless its one sentence has been printed by the rank itself already."""
+        from bert_train_parallel.launching.failures import SAID_IN_FULL
+
         if failure.kind not in SAID_IN_FULL or failure.rank is None:
             return failure
         shown = "\n".join(last_lines(os.path.join(self._last, "rank_0.log")))

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from bert_train_parallel.errors import BertTrainParallelError
-from bert_train_parallel.launching import door, network, transfer, wire
+from bert_train_parallel.launching import door, network, ports, transfer, wire
 from bert_train_parallel.launching.compare import problems
 from bert_train_parallel.launching.fate import next_step, without_lost
 from bert_train_parallel.launching.hello import file_of
@@ -69,7 +69,7 @@ class Master:
         try:
             server = await asyncio.start_server(self.door.answer, port=self.port, limit=wire.LINE_LIMIT)
         except OSError as error:
-            sentence = str(network.port_taken(self.port)) if error.errno == errno.EADDRINUSE else f"port {self.port}: {error.strerror}"
+            sentence = str(ports.port_taken(self.port)) if error.errno == errno.EADDRINUSE else f"port {self.port}: {error.strerror}"
             self.own.send({"kind": "refused", "error": "BadSetting", "words": sentence})
             return
         self._gather()
@@ -244,7 +244,7 @@ class Master:
     def _form(self, request: LaunchRequest, hellos: list[Hello]) -> None:
         """All are here and agree: every node gets the plan."""
         attempt = 0 if self.plan is None else self.plan.attempt + 1
-        own = replace(hellos[0], store_port=network.free_port())
+        own = replace(hellos[0], store_port=ports.free_port())
         self.plan = make_plan(request, [own, *hellos[1:]], attempt, self.job)
         by_hello = {id(hello): member for hello, member in zip(hellos, self.members, strict=True)}
         self.order = [by_hello[id(hello)] for hello in in_node_order(hellos)]

@@ -8,14 +8,12 @@ import errno
 import functools
 import ipaddress
 import os
-import random
 import socket
 import sys
 import threading
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
-from bert_train_parallel.errors import BadSetting, Unreachable
+from bert_train_parallel.errors import Unreachable
 
 CARRIER_GRADE = ipaddress.ip_network("100.64.0.0/10")  # private in practice (Tailscale, cloud networks), not by is_private
 
@@ -154,45 +152,6 @@ def interface_environ(own_address: str, environ: Mapping[str, str]) -> dict[str,
     if interface is None:
         return {}
     return {name: interface for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if name not in environ}
-
-
-def free_port() -> int:
-    """A TCP port that nothing listens on, below the range from which the system serves outgoing connections."""
-    for port in random.SystemRandom().sample(range(20_000, 32_000), 200):
-        try:
-            with socket.create_server(("", port)):
-                return port
-        except OSError:
-            continue
-    raise Unreachable("No free TCP port between 20000 and 32000 on this machine. End what holds them, or reboot.")
-
-
-def port_taken(port: int) -> BadSetting:
-    """The sentence for a control port that something else holds, with its name where this user may see it."""
-    holder = holder_of(port)
-    return BadSetting(
-        f"port {port} of this machine is taken{f' by {holder}' if holder else ''}. If that is an earlier launch, end it; "
-        f"else give every node another one, for example --master_port {port + 1}."
-    )
-
-
-def holder_of(port: int) -> str:
-    """`name (process id)` of the process that listens on a port; empty where the system does not tell."""
-    inodes = set()
-    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
-        try:
-            lines = Path(table).read_text().splitlines()[1:]
-        except OSError:
-            continue
-        rows = [line.split() for line in lines]
-        inodes |= {f"socket:[{row[9]}]" for row in rows if row[3] == "0A" and int(row[1].rsplit(":", 1)[1], 16) == port}
-    for link in Path("/proc").glob("[0-9]*/fd/*") if inodes else ():
-        try:
-            if os.readlink(link) in inodes:
-                return f"{(link.parent.parent / 'comm').read_text().strip()} (process {link.parent.parent.name})"
-        except OSError:
-            continue  # closed or ended meanwhile, or another user's
-    return ""
 
 
 def why_unreachable(error: OSError, host: str, port: int) -> str:

@@ -17,8 +17,8 @@ from bert_train_parallel.errors import BertTrainParallelError, LaunchFailed, Nod
 from bert_train_parallel.launching import door, master, wire
 from bert_train_parallel.launching.agreement import Channel
 from bert_train_parallel.launching.hello import make_hello
-from bert_train_parallel.launching.network import free_port, holder_of
 from bert_train_parallel.launching.plan import Failure, LaunchRequest
+from bert_train_parallel.launching.ports import free_port, holder_of
 from bert_train_parallel.launching.world import End, Start
 from bert_train_parallel.processes import Interrupts
 
