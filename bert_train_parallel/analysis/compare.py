@@ -190,10 +190,10 @@ def _figures(comparison: Comparison) -> Table:
                 f"{seconds:,.0f} s" if seconds is not None else "",
             )
         )
-    interval_column = ["95 % interval of accuracy"] if "accuracy" in names else []
-    return Table(
-        "Runs, over their test samples", ("run", "samples", *(FIGURES[name] for name in names), *interval_column, "took"), tuple(rows)
-    )
+    heads = [FIGURES[name].split(" (")[0].split(",")[0] for name in names]
+    if "accuracy" in names:
+        heads.append("95 %, accuracy")
+    return Table("Runs, over their test samples", ("run", "samples", *heads, "took"), tuple(rows))
 
 
 def _settings(comparison: Comparison) -> Table:
@@ -218,6 +218,9 @@ def _differences(comparison: Comparison) -> Table:
             tested = difference.figure == "accuracy" and pair.p_value is not None
             test = (f"{pair.only_first:,}", f"{pair.only_this:,}", f"{pair.p_value:.3g}") if tested else ("", "", "")
             rows.append((pair.run, FIGURES[difference.figure], *found, *test))
-    columns = ("run", "figure", "difference", "95 % interval", "samples", "only first right", "only this right", "p")
-    note = f"Paired over the test samples of both; {RESAMPLES:,} bootstrap resamples; p by McNemar's exact test, two-sided."
+    columns = ("run", "figure", "difference", "95 % interval", "samples", "only first", "only this", "p")
+    note = (
+        f"Paired over the test samples of both: {RESAMPLES:,} bootstrap resamples; samples that only the first run or only this one "
+        "has right, and p by McNemar's exact test, two-sided."
+    )
     return Table(f"Differences to {first}", columns, tuple(rows), note, frozenset({1}))

@@ -14,10 +14,11 @@ import numpy.typing as npt
 from bert_train_parallel.data.batches import FloatArray, IntArray
 from bert_train_parallel.errors import BadRun
 from bert_train_parallel.tasks import Predictions
-from bert_train_parallel.tasks.classification import NAME_COLUMNS, PROBABILITY
+from bert_train_parallel.tasks.classification import COLUMNS, NAME_COLUMNS, PROBABILITY
 
 _EXPECTED = "Expected is the _testset_predictions.csv of a run, which begins with the columns prediction,true_label."
 
+_NUMBERS = set(COLUMNS) - set(NAME_COLUMNS)
 _MOST = 2.0**53  # up to here float64 has every whole number
 MOST_CLASSES = 2000  # a confusion matrix has the square of it
 
@@ -71,7 +72,7 @@ def _read_numbers(path: Path) -> tuple[list[str], FloatArray]:
             columns = next(csv.reader(file, strict=True), [])
             if columns[:2] != ["prediction", "true_label"]:
                 raise BadRun(f"{path} begins with the columns {','.join(columns)[:80]!r}. {_EXPECTED}")
-            numeric = [number for number, column in enumerate(columns) if column not in NAME_COLUMNS]
+            numeric = [number for number, column in enumerate(columns) if column in _NUMBERS or column.startswith(PROBABILITY)]
             values = np.loadtxt(file, delimiter=",", quotechar='"', comments=None, usecols=numeric, ndmin=2)
     except FileNotFoundError:
         raise BadRun(f"{path}: there is no such file.") from None

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import textwrap
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+NARROWEST = 16  # terminal columns of a column of words
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,20 +57,26 @@ def _width_of(mark: str) -> int:
 
 
 def shorten(text: str, most: int) -> str:
-    """The text within so many terminal columns, with an ellipsis where something is left out.
+    """The text within so many terminal columns; its end is kept too, since names that begin alike differ there.
 
-    >>> shorten("sociology", 6), shorten("law", 6)
-    ('socio…', 'law')
+    >>> shorten("sociology of religion", 12), shorten("law", 6)
+    ('sociolo…gion', 'law')
     """
     if width(text) <= most:
         return text
-    kept, used = "", 0
+    end = _beginning(text[::-1], min(most // 3, 12))[::-1]
+    return _beginning(text, most - 1 - width(end)) + "…" + end
+
+
+def _beginning(text: str, most: int) -> str:
+    """The longest beginning that fits."""
+    kept = ""
     for mark in text:
-        used += _width_of(mark)
-        if used > most - 1:
+        most -= _width_of(mark)
+        if most < 0:
             break
         kept += mark
-    return kept + "…"
+    return kept
 
 
 def render(table: Table, columns: int) -> str:
@@ -78,18 +87,19 @@ def render(table: Table, columns: int) -> str:
     lines = [_line(table, row, widths) for row in cells]
     if not any(table.columns):
         lines = lines[1:]
-    return "\n".join([table.title, *lines, *([f"  {table.note}"] if table.note else [])])
+    note = textwrap.wrap(table.note, columns, initial_indent="  ", subsequent_indent="  ")
+    return "\n".join([visible(table.title), *lines, *note])
 
 
 def _fit(widths: list[int], flexible: Sequence[int], room: int) -> None:
-    """Narrow the widest of the columns of words, down to 8, until all fit."""
+    """Narrow the widest of the columns of words until all fit, but none further than to NARROWEST."""
     excess = sum(widths) - room
     while excess > 0 and flexible:
         widest = max(flexible, key=lambda number: widths[number])
-        if widths[widest] <= 8:
+        if widths[widest] <= NARROWEST:
             return
         others = [widths[number] for number in flexible if number != widest]
-        step = min(excess, max(1, widths[widest] - max([8, *others])))
+        step = min(excess, max(1, widths[widest] - max([NARROWEST, *others])))
         widths[widest] -= step
         excess -= step
 
