@@ -166,7 +166,8 @@ def _read_sav(path: Path) -> SavedModel:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if content["format"] != FORMAT:
             raise BadModel(f"{path} was written by another version (format {content['format']}; {FORMAT} is expected). Train again.")
-        model = build_from(Blueprint(content["config"], content["packed"]), next(iter(content["state"].values())).dtype)
+        (dtype,) = {tensor.dtype for tensor in content["state"].values() if tensor.is_floating_point()}
+        model = build_from(Blueprint(content["config"], content["packed"]), dtype)
         model.load_state_dict(content["state"], assign=True)
         return SavedModel(model, tuple(content["label_names"]), content["tokenizer"], Reading.of(content["reading"]))
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError, AttributeError, OSError) as error:

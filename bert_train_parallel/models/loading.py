@@ -117,25 +117,39 @@ def read_network(place: str | Path, config: Any, dtype: torch.dtype, head_seed: 
     if isinstance(place, Path) and not any((place / name).exists() for name in _WEIGHTS):
         raise BadModel(f"{place} has no weights. Put {_WEIGHTS[0]} there, or name another model with --model.")
     may_pack = config.model_type in ARCHITECTURES
-    model_class = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)]
     with torch.random.fork_rng(devices=[]), sentences(place):
         torch.manual_seed(head_seed or 0)
-        network = model_class.from_pretrained(
+        network, found = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(config)].from_pretrained(
             place,
             config=config,
-            dtype=dtype,
+            dtype=torch.float32,  # so that a head drawn for float64 is that of float32
             attn_implementation=_attention_name(may_pack),
-            ignore_mismatched_sizes=head_seed is not None,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
             trust_remote_code=False,
         )
+        _refuse_gaps(place, network, found, head_is_new=head_seed is not None)
         if head_seed is not None:
             torch.manual_seed(head_seed)
             _draw_again(network, getattr(network, "classifier", None))
-    model = PackedModel(network, may_pack).eval()
+    config.dtype = dtype
+    model = PackedModel(network.to(dtype), may_pack).eval()
     if may_pack and not packs_exactly(model):
         network.set_attn_implementation("eager")
         model = PackedModel(network, False).eval()
     return model
+
+
+def _refuse_gaps(place: str | Path, network: Any, found: dict[str, Any], head_is_new: bool) -> None:
+    """transformers fills what the files lack, or have in another shape, with random values: right for a new head alone."""
+    gaps = {*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])}
+    if head_is_new:
+        gaps = {name for name in gaps if name.startswith(network.base_model_prefix + ".") and ".pooler." not in name}
+    if gaps:
+        raise BadModel(
+            f"{place} has no weights for {min(gaps)}, or of another shape ({len(gaps)} such in all): its config.json and its weights "
+            "are not of the same model. Name another with --model."
+        )
 
 
 def packs_exactly(model: PackedModel) -> bool:
@@ -156,7 +170,7 @@ def packs_exactly(model: PackedModel) -> bool:
         network.set_attn_implementation("eager")
         padded = PackedModel(network, False)._padded(tokens, segments, [3, 3, 6])
         network.set_attn_implementation(attention.NAME)
-    return torch.allclose(packed, padded, rtol=1e-3, atol=1e-4)
+    return bool((packed - padded).abs().max() <= 1e-4 * padded.abs().max())
 
 
 def _attention_name(packed: bool) -> str | None:
@@ -201,6 +215,7 @@ def _draw_again(network: Any, head: nn.Module | None) -> None:
 def sentences(place: str | Path) -> Iterator[None]:
     """transformers without its bars and reports; its errors as sentences."""
     import huggingface_hub.errors as hub
+    from safetensors import SafetensorError
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -208,7 +223,7 @@ def sentences(place: str | Path) -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise BadModel(_sentence(place, error, hub)) from error
     finally:
         logging.set_verbosity(verbosity)
