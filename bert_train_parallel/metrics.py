@@ -15,7 +15,6 @@ import numpy.typing as npt
 Ints = npt.NDArray[np.integer]
 Floats = npt.NDArray[np.floating]
 
-LOWER_IS_BETTER = frozenset({"loss", "mse", "mae"})
 Z_95 = 1.959963984540054  # two-sided 95 % of the normal distribution
 
 
