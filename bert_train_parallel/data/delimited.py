@@ -10,7 +10,7 @@ import io
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -28,8 +28,8 @@ _RUNAWAY = 8  # a record this many times longer than the longest cell allowed is
 
 def open_bytes(path: Path) -> IO[bytes]:
     """The content of a file, unpacked where its name ends with .gz."""
-    file: Any = gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb")
-    return file  # type: ignore[no-any-return]
+    opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
+    return opener(path, "rb")  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, slots=True)

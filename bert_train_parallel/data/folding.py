@@ -162,14 +162,11 @@ def _encode(texts: Sequence[str], tokenizing: Tokenizing, settings: FoldingSetti
     folding = settings.long_texts == "fold"
     surely = [folding and len(text) > _SURELY_LONG * room for text in texts]
     plain = iter(tokenizing.encode([text for text, long in zip(texts, surely, strict=True) if not long]))
-    tokens: list[IntArray | None] = [None if long else next(plain) for long in surely]
-    with_spans = [number for number, found in enumerate(tokens) if found is None or (folding and len(found) > room)]
-    spanned = dict(zip(with_spans, tokenizing.encode_with_spans([texts[number] for number in with_spans]), strict=True))
-    return [
-        spanned[number] if number in spanned else (found, ())
-        for number, found in enumerate(tokens)
-        if found is not None or number in spanned
-    ]
+    encoded: list[tuple[IntArray, Spans] | None] = [None if long else (next(plain), ()) for long in surely]
+    long = [number for number, found in enumerate(encoded) if found is None or (folding and len(found[0]) > room)]
+    for number, found in zip(long, tokenizing.encode_with_spans([texts[number] for number in long]), strict=True):
+        encoded[number] = found
+    return [found for found in encoded if found is not None]
 
 
 def _pieces(tokens: IntArray, text: str, spans: Spans, settings: FoldingSettings, room: int) -> list[IntArray]:
