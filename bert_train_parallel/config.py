@@ -278,6 +278,20 @@ def read_settings(model: type[_Config], arguments: argparse.Namespace) -> _Confi
         raise BadSetting(_sentence(error, given, str(getattr(arguments, "config", "")), model)) from None
 
 
+def make_settings(model: type[_Config], config: _Config | None, settings: dict[str, Any]) -> _Config:
+    """The settings model that a function was given, or made from settings by name, or changed by them.
+
+    Raises:
+        BadSetting: a value or a name that the model does not take.
+    """
+    if config is not None and not settings:
+        return config
+    try:
+        return model(**((config.model_dump(exclude_unset=True) if config else {}) | settings))
+    except ValidationError as error:
+        raise BadSetting(_sentence(error, settings, "", model)) from None
+
+
 def read_json_settings(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 

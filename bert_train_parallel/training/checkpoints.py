@@ -47,13 +47,17 @@ class Checkpoint:
         return load_file(self.folder / _OPTIMIZER)
 
 
+def name_of(step: int) -> str:
+    return f"step_{step:08d}"
+
+
 def write(folder: Path, step: int, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: dict[str, Any]) -> Path:
     """Write the checkpoint after `step` optimizer steps; it takes its name when all of it is on the disk.
 
     Raises:
         NotWritable: no room, or no permission; nothing is left of the attempt.
     """
-    place = folder / f"step_{step:08d}"
+    place = folder / name_of(step)
     with folder_written_aside(place) as aside:
         _save(model, aside / _MODEL)
         _save(optimizer, aside / _OPTIMIZER)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -24,6 +24,7 @@ from bert_train_parallel.training import checkpoints, evaluation, memory, pace
 from bert_train_parallel.training.evaluation import inputs_of, to_device
 from bert_train_parallel.training.optimizer import Updater
 from bert_train_parallel.training.shares import Shares, micro_batches
+from bert_train_parallel.training.signals import StopRequests
 from bert_train_parallel.training.stopwatch import Stopwatch
 from bert_train_parallel.training.strategy import StepResult, Sums
 from bert_train_parallel.training.world import World
@@ -37,13 +38,11 @@ _NO_ROWS = np.zeros(0, dtype=np.int64)
 class DataParallel:
     """The strategy for models that fit one device; `Strategy` says what each method promises."""
 
-    def __init__(
-        self, model: PackedModel, rows: Rows, world: World, config: TrainConfig, task_type: str, is_stopping: Callable[[], bool]
-    ) -> None:
-        """Takes a config whose dtype is resolved; `is_stopping` says whether this process was asked to end."""
+    def __init__(self, model: PackedModel, rows: Rows, world: World, config: TrainConfig, task_type: str, requests: StopRequests) -> None:
+        """Takes a config whose dtype is resolved; `requests` say whether this process was asked to end."""
         self.model = model.to(world.device).train()
         self.shares = Shares.of_setting(config.shares, world.size)
-        self._rows, self._world, self._config, self._task_type, self._is_stopping = rows, world, config, task_type, is_stopping
+        self._rows, self._world, self._config, self._task_type, self._requests = rows, world, config, task_type, requests
         if config.gradient_checkpointing:
             self.model.checkpoint_gradients()
         _refuse_batch_norm(self.model)
@@ -80,7 +79,7 @@ class DataParallel:
         self._watch.start()
         self._gradients(mine, mix(self._config.seed, step, share.start), total_weight)
         self._watch.lap(int(lengths[share].sum()))
-        self._pace.send(self._is_stopping(), *self._watch.read())
+        self._pace.send(bool(self._requests), *self._watch.read())
         self._updater.update(learning_rate)
         stop, clock = self._pace.receive()
         return StepResult(stop, clock, self._look_at_speeds(step, clock, int(lengths.sum())))
@@ -95,7 +94,9 @@ class DataParallel:
     def outputs(self, rows: Rows) -> FloatArray | None:
         self.model.eval()
         try:
-            return evaluation.outputs(self.model, rows, self._world, self._autocast, self.shares.known_speeds)
+            return evaluation.outputs(
+                self.model, rows, self._world, self._autocast, self.shares.known_speeds, self._requests.raise_if_asked
+            )
         finally:
             self.model.train()
 

@@ -19,9 +19,19 @@ _BATCH_TOKENS, _GPU_BATCH_TOKENS = 4096, 32768
 
 
 def outputs(
-    model: PackedModel, rows: Rows, world: World, autocast: Callable[[], AbstractContextManager[Any]], speeds: Sequence[float]
+    model: PackedModel,
+    rows: Rows,
+    world: World,
+    autocast: Callable[[], AbstractContextManager[Any]],
+    speeds: Sequence[float],
+    before_each: Callable[[], None],
 ) -> FloatArray | None:
-    """(N, k) float64 in the order of the rows, on rank 0; None elsewhere. `speeds` are those of the ranks."""
+    """(N, k) float64 in the order of the rows, on rank 0; None elsewhere.
+
+    Args:
+        speeds: of the ranks, to divide the work by.
+        before_each: called before each batch, and may raise.
+    """
     lengths = rows.lengths
     batches = batches_by_length(lengths, _GPU_BATCH_TOKENS if world.device.type == "cuda" else _BATCH_TOKENS)
     ranks = deal([int(lengths[batch].sum()) for batch in batches], speeds)
@@ -29,6 +39,7 @@ def outputs(
     found: list[Tensor] = []
     with torch.inference_mode(), autocast():
         for numbers in mine:
+            before_each()
             found += _forward(model, rows, numbers, world.device)
     part = (np.concatenate(mine), torch.cat(found).cpu().double().numpy()) if mine else None
     parts = world.gather_to_first(part)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -60,6 +61,19 @@ def sentence(world: World, tokens: int | None = None) -> str:
         "--gradient_checkpointing, --dtype bfloat16, a smaller --sequence_len or a smaller model. "
         "What was saved so far is whole, and --resume goes on from it."
     )
+
+
+@contextlib.contextmanager
+def errors_as_sentences(world: World) -> Iterator[None]:
+    """Raises OutOfMemory where torch says in its own words that a device or this machine has no memory left."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise OutOfMemory(sentence(world)) from error
+    except RuntimeError as error:
+        if "can't allocate memory" in str(error) or "not enough memory" in str(error):
+            raise OutOfMemory(sentence(world)) from error
+        raise
 
 
 def _fits(attempt: Callable[[IntArray], None], rows: IntArray, device: torch.device) -> bool:

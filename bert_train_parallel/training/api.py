@@ -1,0 +1,72 @@
+"""Training and preparation as functions; the command line is a thin shell over them. No torch until a model is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bert_train_parallel.config import DataConfig, TrainConfig, make_settings
+from bert_train_parallel.data import preparation
+from bert_train_parallel.data.store import Store
+from bert_train_parallel.rank import Rank
+from bert_train_parallel.run_files import RunFiles, run_files
+from bert_train_parallel.training import runs
+from bert_train_parallel.training.reporter import Reporter
+from bert_train_parallel.training.samples import check_settings
+
+
+def train(source: str | Path, config: TrainConfig | None = None, *, quiet: bool = False, **settings: Any) -> dict[str, Any]:
+    """Fine-tune a model on a CSV, data set or store; gives what the run's RESULT file holds.
+
+    In a process that a launcher started this is one rank of the world, and every rank gives the same.
+
+    Args:
+        config: how; or leave it out and give its settings by name: `train("leanings.csv", model="minilm", epochs=2)`.
+        quiet: print nothing.
+    Raises:
+        BertTrainParallelError: a sentence for the user; files are complete or absent.
+    """
+    config = make_settings(TrainConfig, config, settings)
+    rank = Rank.from_environ()
+    reporter = Reporter(rank.is_first, rank.attempt, config.logfile, speaks=not quiet, shows_line=not config.quiet_progress)
+    try:
+        named = run_files(str(source), config.output_dir, config.run)
+        # ranks beside a node's first one wait for it when they join the world, and open what it has made
+        store = _prepared(source, config, reporter) if rank.is_first_of_node else None
+        if store is not None and rank.world_size == 1:
+            result = _finished(store, named, config, reporter)
+            if result is not None:
+                return result
+        from bert_train_parallel.training.run import run_rank  # torch
+
+        return run_rank(lambda: store or _prepared(source, config, None), named, config, rank, reporter)
+    finally:
+        reporter.close()
+
+
+def prepare(
+    source: str | Path, config: DataConfig | None = None, *, quiet: bool = False, output_dir: str | None = None, **settings: Any
+) -> Store:
+    """Build the store of a source, or open the finished one; close it, or use it as a context manager.
+
+    Args:
+        config: how to read, split and fold; or leave it out and give its settings by name.
+        output_dir: folder for the store; beside the source when left out.
+    """
+    config = make_settings(DataConfig, config, settings)
+    return preparation.prepare(config, str(source), output_dir, (lambda sentence: None) if quiet else print)
+
+
+def _prepared(source: str | Path, config: TrainConfig, reporter: Reporter | None) -> Store:
+    store = preparation.prepare(config, str(source), config.output_dir, reporter.say if reporter else lambda sentence: None)
+    check_settings(config, store)
+    return store
+
+
+def _finished(store: Store, named: RunFiles, config: TrainConfig, reporter: Reporter) -> dict[str, Any] | None:
+    """The result of a run that --resume would only find finished, without loading torch."""
+    newest = named.newest_begun() if config.resume else None
+    result = runs.finished_result(newest, config.asked(store.fingerprint)) if newest else None
+    if newest and result:
+        reporter.say(runs.is_finished_sentence(newest))
+    return result

@@ -1,0 +1,79 @@
+"""Who looks on while a run trains: the terminal, the progress file and the figures of each epoch."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from bert_train_parallel.run_files import RunFiles
+from bert_train_parallel.training import outcome
+from bert_train_parallel.training.course import Course
+from bert_train_parallel.training.loop import Progress
+from bert_train_parallel.training.reporter import Reporter, duration
+from bert_train_parallel.training.strategy import Strategy, Sums
+from bert_train_parallel.training.world import World
+
+_ESTIMATE_AFTER = 20  # steps
+
+
+class RunWatcher:
+    """Tells on rank 0 how the run goes, and keeps the files that show it up to date."""
+
+    def __init__(self, reporter: Reporter, files: RunFiles, course: Course, strategy: Strategy, world: World, first_step: int) -> None:
+        self._reporter, self._files, self._course, self._strategy, self._world = reporter, files, course, strategy, world
+        self._first_step = first_step
+        self._has_estimated = False
+        self._epoch_began = time.monotonic()
+        reporter.steps = course.steps
+        reporter.start_clock(first_step)
+
+    def looked(self, progress: Progress, since: Sums) -> None:
+        epoch = len(progress.epochs) + 1
+        speeds = self._reporter.progress(
+            progress.step, f"{epoch}/{self._course.epochs}", since.mean_loss, since.tokens, since.rows, _memory(self._world.device)
+        )
+        rate = self._course.learning_rate(progress.step - 1)
+        self._reporter.event("step", step=progress.step, epoch=epoch, figures={"loss": since.mean_loss, "learning_rate": rate, **speeds})
+        if not self._has_estimated and progress.step - self._first_step >= _ESTIMATE_AFTER:
+            self._has_estimated = True
+            self._reporter.say(f"about {duration(speeds['seconds_left'])} of training to go")
+
+    def epoch_done(self, progress: Progress) -> None:
+        entry = progress.epochs[-1]
+        shown = [f"epoch {entry['epoch']}/{self._course.epochs}", f"loss {entry['Training Loss']:.4f}"]
+        shown += [f"validation {name} {value:.4f}" for name, value in entry["Validation"].items() if name in _SHOWN and value is not None]
+        is_best = progress.best is not None and progress.best["epoch"] == entry["epoch"]
+        shown += [duration(time.monotonic() - self._epoch_began), *(["best so far"] if is_best and self._course.epochs > 1 else [])]
+        self._reporter.say("  ".join(shown))
+        self._reporter.event("epoch", step=progress.step, epoch=entry["epoch"], figures=entry)
+        if self._world.rank.is_first:
+            outcome.write_stats(self._files, progress)
+        self._epoch_began = time.monotonic()
+
+    def saved(self, progress: Progress, place: Path | None) -> None:
+        """A checkpoint was written here."""
+        if place is not None:
+            self._reporter.event("checkpoint", step=progress.step, epoch=len(progress.epochs), path=str(place))
+
+    def say(self, sentence: str) -> None:
+        self._reporter.say(sentence)
+        self._reporter.event("share", figures=self._strategy.description() | {"words": sentence})
+
+
+_SHOWN = ("loss", "accuracy", "macro_f1", "mse", "pearson")
+
+
+def _memory(device: torch.device) -> str:
+    """The greatest memory so far: of the GPU, or of this process.
+
+    >>> _memory(torch.device("cpu")).endswith(" GiB")
+    True
+    """
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # bytes on macOS, KiB elsewhere
+    return f"{peak / (2**30 if sys.platform == 'darwin' else 2**20):.1f} GiB"
