@@ -15,6 +15,7 @@ from typing import Any
 from bert_train_parallel.errors import BadGpuMap, BadSetting, NotWritable
 
 LOCKS_VARIABLE = "BERT_TRAIN_LOCKS"  # another folder for the locks, for containers that share GPUs but not /tmp
+HELD_VARIABLE = "BERT_TRAIN_HELD_LOCKS"  # locks that whoever starts the launch holds for it: UUID=open file, separated by commas
 _LOCKS = "/tmp/bert_train_parallel_gpus"  # one for all users of a node, whatever their TMPDIR
 
 
@@ -236,6 +237,9 @@ def _claim_gpus(here: int | None, gpus: Sequence[Gpu], locked: bool, asked_by: s
 
 def _try_lock(uuid: str) -> int | None:
     """An open file that holds the lock of a GPU; None when another launch has it."""
+    held = dict(word.split("=") for word in os.environ.get(HELD_VARIABLE, "").split(",") if word)
+    if uuid in held:
+        return os.dup(int(held[uuid]))
     lock = _open_lock(uuid)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -31,12 +31,12 @@ def launch(request: LaunchRequest, on_event: OnEvent | None = None, *, stdout: O
     """
     reading, writing = os.pipe()
     with subprocess.Popen(
-        [sys.executable, "-P", "-m", __name__, str(writing)],
+        launcher_command(writing),
         stdin=subprocess.PIPE,
         stdout=stdout,
         stderr=stderr,
         pass_fds=(writing,),
-        env={**os.environ, **checkout_path(dict(os.environ))},
+        env=launcher_environment(),
         start_new_session=True,
         bufsize=0,
     ) as launcher:
@@ -55,11 +55,28 @@ def launch(request: LaunchRequest, on_event: OnEvent | None = None, *, stdout: O
         finally:
             launcher.stdin.close()
             launcher.wait()
+    return answer(said, launcher.returncode)
+
+
+def launcher_command(events: int) -> list[str]:
+    """The launcher beside a program: it reads one line, a `LaunchRequest` as JSON, and writes JSON lines to this open file.
+
+    Its standard input stays open while the launch is wanted: the end of it counts as SIGTERM.
+    """
+    return [sys.executable, "-P", "-m", __name__, str(events)]
+
+
+def launcher_environment() -> dict[str, str]:
+    return {**os.environ, **checkout_path(dict(os.environ))}
+
+
+def answer(said: dict[str, Any], returncode: int | None) -> LaunchResult:
+    """What the launcher's last line says; raises as `launch` does."""
     if "result" in said:
         return _result_from(said["result"])
     if "error" in said:
         raise _error_from(said)
-    raise errors.LaunchFailed(f"the launcher ended with exit code {launcher.returncode} and no result.", launcher.returncode or 1)
+    raise errors.LaunchFailed(f"the launcher ended with exit code {returncode} and no result.", returncode or 1)
 
 
 def _result_from(fields: dict[str, Any]) -> LaunchResult:
