@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import replace
 from types import TracebackType
+from typing import Any
 
 from bert_train_parallel import errors
 from bert_train_parallel.errors import BadSetting, LaunchFailed
@@ -80,6 +81,7 @@ class Channel:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
+        self.loop.set_exception_handler(self._crashed)
         try:
             self.loop.run_until_complete(self.link.run())
         except BaseException:
@@ -87,6 +89,12 @@ class Channel:
             raise
         finally:
             self.loop.close()
+
+    def _crashed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """A mistake of ours in a callback ends the launch with its traceback: nobody would wait for it otherwise."""
+        error = context.get("exception")
+        words = "".join(traceback.format_exception(error)) if error else str(context.get("message"))
+        self.inbox.put({"kind": "crashed", "words": words})
 
     def fileno(self) -> int:
         return self.inbox.reading

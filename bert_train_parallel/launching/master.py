@@ -7,7 +7,6 @@ A world goes through gathering -> running -> stopping, and from there to running
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import secrets
 from collections.abc import Callable, Coroutine
@@ -191,7 +190,10 @@ class Master:
         if problems(self.request, self.hellos):
             self._later(SETTLE_S, self._refuse_all)
         elif missing_ranks(self.request, self.hellos) == 0:
-            self._form(self.request, self.hellos)
+            try:
+                self._form(self.request, self.hellos)
+            except BertTrainParallelError as error:
+                self._refuse(str(error), type(error).__name__)
 
     def _refuse_all(self) -> None:
         found = problems(self.request, self.hellos)
@@ -339,6 +341,5 @@ class Master:
         if self.phase == "gathering" and not self.refusal:
             self._refuse(words)
         elif self.phase != "over":
-            with contextlib.suppress(BertTrainParallelError):
-                self._end(Failure(self.host, None, "lost", 1, words))
+            self._end(Failure(self.host, None, "lost", 1, words))
         self.over.set()

@@ -226,10 +226,17 @@ def _end(sessions: list[_Session]) -> None:
         session.process.stdout.close()
 
 
+def _first_line() -> bytes:
+    line = b""
+    while not line.endswith(b"\n") and len(line) < 4096 and (read := os.read(0, 1)):
+        line += read
+    return line
+
+
 def guard(argv: Sequence[str]) -> int:
     """Run the launcher on this host for as long as standard input lasts."""
     try:
-        token = json.loads(sys.stdin.buffer.readline())["token"]
+        token = json.loads(_first_line())["token"]
     except (ValueError, KeyError, TypeError):
         raise BadSetting("this module is started by launch.py --ssh, which says more on standard input.") from None
     launcher = processes.start(
@@ -242,7 +249,7 @@ def guard(argv: Sequence[str]) -> int:
     )
 
     def end_with_link() -> None:
-        while sys.stdin.buffer.read(1):
+        while os.read(0, 4096):  # not sys.stdin: its lock, held here when the interpreter ends, would abort it
             pass
         launcher.terminate()
         time.sleep(END_WITHIN_S - 5.0)
