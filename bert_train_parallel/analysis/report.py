@@ -141,9 +141,12 @@ def _predictions(run: RunResults) -> tuple[Predictions | None, tuple[str, ...]]:
 
 
 def _figures(run: RunResults, predictions: Predictions | None, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
-    """Figures of each split as RESULT has them, those of the test samples from the predictions where it does not."""
+    """Figures of each split as RESULT has them; of the test samples else from the predictions, else from the stats."""
     told = {split: dict(found) for split, found in (run.result.get("figures") or {}).items() if isinstance(found, dict)}
     if predictions is None:
+        tested = run.stats.get("Testing")
+        if not told and isinstance(tested, dict):
+            told["test"] = tested.get("Test") or {"loss": tested.get("Testing Loss"), "accuracy": tested.get("Testing Accuracy")}
         return told
     computed = task_of(run.task_type).figures(predictions, names)
     del computed["rows"]  # the file of predictions knows nothing of the rows that its samples were made of

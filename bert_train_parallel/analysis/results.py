@@ -145,10 +145,11 @@ def _runs_of_source(path: Path) -> list[RunFiles]:
     store = path if path.suffix == ".sqlite" else path.with_name(f"{store_stem(str(path))}.sqlite")
     if store.exists():
         with Store.open(store) as opened:
-            remembered = [RunFiles(Path(record["folder"]), record["stem"]) for record in opened.runs() if "folder" in record]
-        runs += [
-            files for files in remembered if files.result.exists() and files.result.resolve() not in {r.result.resolve() for r in runs}
-        ]
+            elsewhere = {
+                RunFiles(Path(folder), record["run"]) for record in opened.runs() if (folder := record["settings"].get("output_dir"))
+            }
+        known = {files.result.resolve() for files in runs}
+        runs += [files for files in elsewhere if files.is_finished and files.result.resolve() not in known]
         runs.sort(key=lambda files: (_last_written(files), files.stem))
     return runs
 
