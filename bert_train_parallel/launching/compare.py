@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from bert_train_parallel.errors import NodesDisagree
 from bert_train_parallel.launching import network
 from bert_train_parallel.launching.plan import FOLDER, Hello, LaunchRequest, in_node_order, missing_ranks, roll_call
+from bert_train_parallel.launching.wire import printable
 
 TODO = {
     "--gpu_map": "Copy one file to every node.",
@@ -42,7 +43,7 @@ def problems(request: LaunchRequest, hellos: Sequence[Hello]) -> list[str]:
             in_node_order(hellos)
         except NodesDisagree as error:
             found.append(str(error))
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(map(printable, found)))  # words of other machines reach this terminal
 
 
 def different_settings(master: Hello, hello: Hello) -> list[str]:

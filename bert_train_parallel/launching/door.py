@@ -108,7 +108,7 @@ class Door:
         elif message["kind"] == "rival":
             words = rival_words(
                 (self.host, self.role, map_words(self.request)),
-                (str(message.get("host"))[:255], str(message.get("role")), str(message.get("map"))[:4000]),
+                _rival_said(message),
             )
             send({"kind": "rival", "host": self.host, "map": map_words(self.request), "undecided": self.rival(words), "role": self.role})
 
@@ -227,4 +227,9 @@ async def settle_rival(
     answer = await wire.read(reader, 1.0)
     if answer["kind"] != "rival" or not answer.get("undecided"):
         return ""
-    return rival_words((own_host, role, map_words(request)), (str(answer["host"]), str(answer["role"]), str(answer["map"])))
+    return rival_words((own_host, role, map_words(request)), _rival_said(answer))
+
+
+def _rival_said(message: Message) -> tuple[str, str, str]:
+    host, role, gpu_map = (wire.printable(str(message.get(name))[:4000]) for name in ("host", "role", "map"))
+    return host, role, gpu_map

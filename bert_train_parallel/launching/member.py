@@ -149,7 +149,7 @@ class Member:
         answer = await wire.read(reader, wire.HELLO_WITHIN_S)
         token = self.request.job_token
         if answer["kind"] == "refused":
-            self._refused(str(answer.get("error")), str(answer.get("words")))
+            self._refused(str(answer.get("error")), wire.printable(str(answer.get("words"))))
         elif token is not None and not wire.is_proof(answer.get("proof"), token, nonce, str(greeting.get("nonce")), "master"):
             raise NodesDisagree(f"{self.master} does not know the --job_token of this node. Give all nodes the same.")
         elif answer["kind"] == "fetch first":

@@ -104,14 +104,14 @@ fingerprint=''),), store_port=0, problem='')
         raise NotOurs("the hello is no object")
     try:
         return Hello(
-            host=_text(fields["host"], 255),
+            host=_name(fields["host"]),
             ranks=_number(fields["ranks"], 0, 4096),
             others=None if fields["others"] is None else _number(fields["others"], 0, 1 << 20),
             node_rank=None if fields["node_rank"] is None else _number(fields["node_rank"], 0, 1 << 20),
             devices=tuple(_text(device, 255) for device in _list(fields["devices"])),
-            same={_text(name, 64): _text(value, 1 << 16) for name, value in dict(fields["same"]).items()},
+            same={_text(name, 64): _text(value, 1 << 16) for name, value in _object(fields["same"]).items()},
             command=tuple(Word(_text(word["text"], 1 << 17), _text(word["fingerprint"], 64)) for word in _list(fields["command"])),
-            problem=_text(fields["problem"], 4000),
+            problem=printable(_text(fields["problem"], 4000)),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise NotOurs(f"the hello has a wrong field ({error})") from None
@@ -144,7 +144,7 @@ def failure_from(fields: object) -> Failure:
         raise NotOurs("the failure is no object")
     try:
         return Failure(
-            node=_text(fields["node"], 255),
+            node=_name(fields["node"]),
             rank=None if fields["rank"] is None else _number(fields["rank"], 0, 1 << 24),
             kind=_text(fields["kind"], 20),
             exit_code=_number(fields["exit_code"], 0, 255),
@@ -160,8 +160,30 @@ def _text(value: object, longest: int) -> str:
     return value
 
 
+def _name(value: object) -> str:
+    name = _text(value, 255)
+    if not name.isprintable():
+        raise ValueError(repr(name[:40]))
+    return name
+
+
+def printable(text: str) -> str:
+    """A text of another machine as it may reach a terminal: without control characters but line ends and tabs.
+
+    >>> printable("a\\x1b[2Jb")
+    'a?[2Jb'
+    """
+    return "".join(letter if letter.isprintable() or letter in "\n\t" else "?" for letter in text)
+
+
 def _number(value: object, least: int, most: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ValueError(f"{str(value)[:40]!r}")
+    return value
+
+
+def _object(value: object) -> dict[Any, Any]:
+    if not isinstance(value, dict):
         raise ValueError(f"{str(value)[:40]!r}")
     return value
 
