@@ -15,7 +15,7 @@ from bert_train_parallel.data.store import Store
 from bert_train_parallel.errors import BadCheckpoint, BadSetting, BertTrainParallelError
 from bert_train_parallel.models.export import save_model, tokenizer_files
 from bert_train_parallel.models.loading import Blueprint, blueprint_of, build_from, build_model
-from bert_train_parallel.models.matmul import choose_matmul, use_matmul
+from bert_train_parallel.models.matmul import Library, choose_matmul, use_matmul
 from bert_train_parallel.models.packed import PackedModel
 from bert_train_parallel.rank import Rank
 from bert_train_parallel.run_files import RunFiles, write_json
@@ -97,7 +97,7 @@ def set_up(world: World, store: Store, config: TrainConfig, start: Start, report
     dtype = kept["resolved"]["dtype"] if kept else choose_dtype(config.dtype, world)
     blueprint = Blueprint(**kept["blueprint"]) if kept else None
     model, tokenizer = load_model(world, store, config, TORCH_DTYPES["float64" if dtype == "float64" else "float32"], blueprint)
-    matmul = kept["resolved"]["matmul"] if kept and config.matmul == "auto" else choose_library(world, model, config, dtype)
+    matmul: Library = kept["resolved"]["matmul"] if kept and config.matmul == "auto" else choose_library(world, model, config, dtype)
     use_matmul(model, matmul)
     resolved = {"dtype": dtype, "matmul": matmul, "device": world.device.type, "backend": world.backend}
     config = config.model_copy(update={name: resolved[name] for name in ("dtype", "matmul", "device")})
@@ -150,7 +150,7 @@ def load_model(
     return model or build_from(plan, dtype), tokenizer
 
 
-def choose_library(world: World, model: PackedModel, config: TrainConfig, dtype: str) -> str:
+def choose_library(world: World, model: PackedModel, config: TrainConfig, dtype: str) -> Library:
     """The library of float32 products on CPUs for the whole world: oneDNN where it was asked for, or every node finds it faster."""
     if dtype != "float32" or world.device.type != "cpu":
         return "mkl"

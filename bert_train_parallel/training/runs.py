@@ -75,9 +75,9 @@ def refuse_other(
     names = [name for name in asked if name not in may_differ and asked[name] != found.get(name)]
     if not names:
         return
-    differs = ", ".join("the data" if name == "data" else f"{name} (was {found.get(name)!r}, is now {asked[name]!r})" for name in names[:4])
+    differs = ["the data" if name == "data" else f"{name} (was {found.get(name)!r}, is now {asked[name]!r})" for name in names[:4]]
     raise BadCheckpoint(
-        f"{place} is of another run, which differs in {differs}. Ask for the same as then, or leave {flag} out for a new run."
+        f"{place} is of another run, which differs in {', '.join(differs)}. Ask for the same as then, or leave {flag} out for a new run."
     )
 
 
