@@ -33,11 +33,13 @@ FIGURES = {
 }
 _SETTINGS = (
     ("model", ("model",)),
-    ("training", ("epochs", "batch_size", "learning_rate", "schedule", "class_weights", "max_train_samples", "max_steps", "seed")),
+    ("training", ("epochs", "batch_size", "learning_rate", "schedule", "seed")),
+    ("samples", ("max_train_samples", "max_eval_samples", "max_steps", "class_weights")),
     ("rows", ("sequence_len", "long_texts", "stride", "combine", "row_weights")),
-    ("arithmetic", ("dtype", "device", "dropout")),
+    ("arithmetic", ("dtype", "dropout", "attention_dropout")),
 )
-_UNSAID = (None, "none", False)  # values of settings that were not asked for
+_OFF = (None, "none", "", 0)  # and False, which is equal to 0
+_WORLD = ("ranks", "nodes", "device", "backend", "matmul", "threads")
 
 
 def tables_of(analysis: Analysis, most_classes: int) -> list[Table]:
@@ -72,18 +74,25 @@ def runs_table(runs: Sequence[RunFiles], shown: RunFiles) -> Table:
 def settings_table(analysis: Analysis) -> Table:
     """The run in brief: what was asked, where it ran, how long it took."""
     settings = analysis.settings
-    rows = []
-    for title, names in _SETTINGS:
-        said = [f"{_plain(name)} {_value(settings[name])}" for name in names if settings.get(name) not in _UNSAID]
-        if said:
-            rows.append((title, ", ".join(said).removeprefix("model ")))
+    rows = [(title, _said(settings, names).removeprefix("model ")) for title, names in _SETTINGS if _said(settings, names)]
     world = analysis.result.get("world")
-    if isinstance(world, dict) and world:
-        rows.append(("ran on", ", ".join(f"{_plain(name)} {_value(value)}" for name, value in world.items() if value not in _UNSAID)))
+    if isinstance(world, dict) and _said(world, _WORLD):
+        rows.append(("ran on", _said(world, _WORLD)))
+        parts = world.get("parts")
+        if isinstance(parts, list) and len(parts) > 1:
+            rows.append(("shares", " ".join(_percent(part) for part in parts)))
     if isinstance(analysis.result.get("seconds"), int | float):
         rows.append(("took", _duration(analysis.result["seconds"])))
     state = "" if analysis.finished else ", not finished"
     return Table(f"Run {analysis.name}{state}", ("", ""), tuple(rows), left=frozenset({1}))
+
+
+def _said(values: dict[str, Any], names: Sequence[str]) -> str:
+    """Names and values in a line; what is off is left out."""
+    said = [
+        f"{_plain(name)} {_value(values[name])}" for name in names if values.get(name) not in _OFF or (name == "seed" and name in values)
+    ]
+    return ", ".join(said)
 
 
 def labels_table(analysis: Analysis) -> Table:
@@ -134,7 +143,8 @@ def epochs_table(analysis: Analysis) -> Table:
     rows = tuple(
         (str(epoch.get("epoch", number)), *(_figure(epoch.get(name)) for name in shown)) for number, epoch in enumerate(analysis.epochs, 1)
     )
-    return Table("Epochs", ("epoch", *shown), rows)
+    best = analysis.result.get("best_epoch")
+    return Table("Epochs", ("epoch", *shown), rows, f"The model is that of epoch {best}." if best and len(rows) > 1 else "")
 
 
 def confusion_tables(counts: metrics.Ints, names: Sequence[str], most_classes: int) -> Iterator[Table]:

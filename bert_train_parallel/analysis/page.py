@@ -26,6 +26,7 @@ h1 { font-size: 1.6rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margi
 .cards div { border: 1px solid #e2e8f0; border-radius: .5rem; padding: .5rem 1rem; min-width: 7rem; }
 .cards b { display: block; font-size: 1.35rem; font-variant-numeric: tabular-nums; } .cards small, .note { color: #4a5568; }
 .wide { overflow-x: auto; }
+.charts { display: flex; flex-wrap: wrap; gap: 0 2rem; } figure { margin: 0; max-width: 100%; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #e2e8f0; vertical-align: top; }
 th { font-weight: 600; } td.left, th.left { text-align: left; min-width: 7rem; max-width: 34rem; overflow-wrap: anywhere; }
@@ -46,7 +47,7 @@ def write_report(analysis: Analysis, folder: Path | None = None) -> Analysis:
     charts = draw_charts(analysis)
     tables = [_table(table) for table in tables_of(analysis, MOST_CLASSES)]
     # the run, its labels and its figures come first, what takes more reading after the charts
-    page = page_of(f"Report of {analysis.name}", [_cards(analysis), *tables[:3], *map(_picture, charts), *tables[3:]])
+    page = page_of(f"Report of {analysis.name}", [_cards(analysis), *tables[:3], _pictures(charts), *tables[3:]])
     return replace(analysis, report=_write(folder or analysis.files.report, charts, page))
 
 
@@ -54,7 +55,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> Path:
     """The page of several runs side by side, and its charts; raises as `write_report` does."""
     charts = draw_comparison(comparison)
     names = " and ".join(run.name for run in comparison.runs)
-    parts = [*map(_table, tables_of_comparison(comparison)), *map(_picture, charts)]
+    parts = [*map(_table, tables_of_comparison(comparison)), _pictures(charts)]
     return _write(folder, charts, page_of(f"Comparison of {names}", parts))
 
 
@@ -106,12 +107,17 @@ def _table(table: Table) -> str:
     return f'<h2>{_words(table.title)}</h2><div class="wide"><table>{head}<tbody>{body}</tbody></table></div>{note}'
 
 
+def _pictures(charts: Sequence[Chart]) -> str:
+    """All charts, side by side where the page is wide enough."""
+    return f'<div class="charts">{"".join(map(_picture, charts))}</div>'
+
+
 def _picture(chart: Chart) -> str:
     data = base64.b64encode(chart.svg).decode()
     title = _words(chart.title)
     # names beside a large matrix can be read at its own size only: it is scrolled, not shrunk
     kind = ' class="large"' if chart.width > 12 else ""
-    return f'<h2>{title}</h2><div class="wide"><img{kind} alt="{title}" src="data:image/svg+xml;base64,{data}"></div>'
+    return f'<figure><h2>{title}</h2><div class="wide"><img{kind} alt="{title}" src="data:image/svg+xml;base64,{data}"></div></figure>'
 
 
 def _words(text: str) -> str:
