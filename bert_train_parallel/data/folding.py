@@ -1,199 +1,203 @@
-"""Long texts become several rows: cut at the end of a sentence where one is near, else of a word."""
+"""Long texts as several rows: cut at a sentence end where one is near, else at a word end."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from itertools import accumulate
+from typing import Literal, Protocol
 
 import numpy as np
 
 from bert_train_parallel.data.batches import IntArray
-from bert_train_parallel.data.tokenizing import Tokenizing
-from bert_train_parallel.errors import BadSetting
+from bert_train_parallel.data.tokenizing import TextTokenizer
 
-Spans = Sequence[tuple[int, int]]
+Spans = Sequence[tuple[int, int]]  # (start, end) of each unit, in characters
+Measure = Callable[[str], Spans]
 
-_SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*(?=\s|$)|[。！？]+|\n\s*\n")
-_NEAR = 0.5  # a sentence end counts as near when the row it ends is at least this full
-_SURELY_LONG = 8  # characters per token of room above which a text is taken to be folded before its tokens are counted
-_HEAD = 128 / 510  # of a row, for head_tail: Sun et al. 2019, How to Fine-Tune BERT for Text Classification
+_NEAR = 0.25  # a row may stay this empty for the sake of a sentence end
+_HEAD = 0.25  # of a row that keeps beginning and end: 128 of 512 tokens did best in Sun et al. 2019, arXiv:1905.05583
+
+_ENDS = ".!?…"
+_WIDE_ENDS = "。！？｡"  # no space follows these
+_CLOSERS = "\"'”’»)]}"
 
 
 class FoldingSettings(Protocol):
-    """What folding reads of the settings; a DataConfig has it, and so does what is stored with a model."""
+    """What of the settings decides how texts become rows; a DataConfig has it."""
 
     @property
     def sequence_len(self) -> int: ...
     @property
-    def long_texts(self) -> str: ...
+    def long_texts(self) -> Literal["fold", "truncate", "head_tail"]: ...
     @property
     def stride(self) -> int: ...
 
 
-def words(text: str) -> list[tuple[int, int]]:
-    """The measure in words: where each stands in the text."""
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """The rows of some texts, in their order; N rows of T tokens in all."""
+
+    tokens: IntArray  # (T,) uint16 or uint32, with special tokens
+    offsets: IntArray  # (N + 1,) int64
+    segments_at: IntArray  # (N,) int32, where the second text of a pair begins, else the row's length
+    sample: IntArray  # (N,) int64, which text; ascending
+
+    def __len__(self) -> int:
+        return len(self.sample)
+
+
+def words(text: str) -> Spans:
+    """The words of a text, as spaces divide them."""
     return [match.span() for match in re.finditer(r"\S+", text)]
 
 
-def fold(text: str, length: int, measure: Callable[[str], Spans] = words, stride: int = 0) -> list[str]:
-    """A text in pieces of at most `length` units of a measure: words, or tokens by `Tokenizing.spans`.
+def fold(text: str, length: int, measure: Measure = words) -> list[str]:
+    """The pieces of a text, each of at most `length` units of the measure.
 
-    >>> text = "Beat my Republican opponent! She will remove stop signs from your neighborhood."
-    >>> for row in fold(text, 4):
-    ...     print(row)
-    Beat my Republican opponent!
-    She will remove stop
-    signs from your neighborhood.
+    >>> fold("Beat my Republican opponent! She will remove stop signs from your neighborhood.", 4)
+    ['Beat my Republican opponent!', 'She will remove stop', 'signs from your neighborhood.']
     """
     spans = measure(text)
-    return [text[spans[first][0] : spans[last - 1][1]] for first, last in cuts(text, spans, length, stride)]
+    return [text[spans[begin][0] : spans[end - 1][1]] for begin, end in cuts(text, spans, length)]
 
 
-def cuts(text: str, spans: Spans, length: int, stride: int = 0) -> list[tuple[int, int]]:
-    """The pieces of a text as ranges of its units, none longer than `length`.
+def cuts(text: str, spans: Spans, length: int, stride: int = 0) -> Iterator[tuple[int, int]]:
+    """(begin, end) of each piece, in units: at most `length` of them, all units covered, in order.
 
-    A piece ends with a sentence if one ends in its second half, else with a word; inside a word only where that
-    word alone is too long. Each piece but the first repeats the last `stride` units of the one before.
+    A piece ends at a sentence end in its last quarter, else at its last word end, and inside a word only
+    where that word alone is longer than a piece. It begins with up to `stride` units of the piece before.
     """
-    sentences = _sentence_ends(text, spans)
-    pieces = []
-    first = 0
-    while len(spans) - first > length:
-        last = _cut(text, spans, sentences, first + max(stride, int(length * _NEAR)), first + length, first + stride)
-        pieces.append((first, last))
-        first = last - stride
-    pieces.append((first, len(spans)))
-    return pieces
+    begin, units = 0, len(spans)
+    while units - begin > length:
+        end = _cut(text, spans, begin, begin + length)
+        yield begin, end
+        begin = _word_start(text, spans, max(end - stride, begin + 1), end)
+    yield begin, units
 
 
-def _cut(text: str, spans: Spans, sentences: set[int], near: int, limit: int, first: int) -> int:
-    """Where a piece ends: after the last sentence from `near` on, or the last word, or at the limit."""
-    for edge in range(limit, near, -1):
-        if edge in sentences:
-            return edge
-    for edge in range(limit, first, -1):
-        if _between_words(text, spans, edge):
-            return edge
-    return limit
+def _cut(text: str, spans: Spans, begin: int, full: int) -> int:
+    """Where a piece that could reach from `begin` to `full` ends."""
+    word_end = 0
+    for place in range(full, begin, -1):
+        if not word_end and _at_word_end(text, spans, place):
+            word_end = place
+        if place > full - _NEAR * (full - begin):
+            if _at_sentence_end(text, spans, place):
+                return place
+        elif word_end:
+            break
+    return word_end or full
 
 
-def _between_words(text: str, spans: Spans, edge: int) -> bool:
-    """Whether white space stands between the units before and after an edge; units may overlap it, as `Ġword` does."""
-    gap = text[spans[edge - 1][1] : max(spans[edge][0] + 1, spans[edge - 1][1])]
-    return any(character.isspace() for character in gap)
+def _word_start(text: str, spans: Spans, earliest: int, end: int) -> int:
+    """The first unit from `earliest` on that begins a word, or `end`."""
+    return next((place for place in range(earliest, end) if _at_word_end(text, spans, place)), end)
 
 
-def _sentence_ends(text: str, spans: Spans) -> set[int]:
-    """The edges between units at which a sentence ends."""
-    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
-    if not ends:
-        return set()
-    lasts = np.fromiter((last for _, last in spans), dtype=np.int64, count=len(spans))
-    return set(np.searchsorted(lasts, ends, side="right").tolist())
+def _at_word_end(text: str, spans: Spans, place: int) -> bool:
+    """Whether a space stands between the units before and after this place."""
+    left, right = spans[place - 1][1], spans[place][0]
+    # some tokenizers count the space before a word as a part of it
+    return text[left - 1 : right + 1].strip() != text[left - 1 : right + 1] or right > left
 
 
-@dataclass(frozen=True, slots=True)
-class Folded:
-    """The rows of some texts, end to end; as `batches.Rows` has them, with the number of the text in place of the sample."""
+def _at_sentence_end(text: str, spans: Spans, place: int) -> bool:
+    """Whether a sentence ends before this place: an end mark, closing quotes, a space and no small letter, or a blank line."""
+    left, right = spans[place - 1][1], spans[place][0]
+    before = text[max(0, left - 4) : left].rstrip().rstrip(_CLOSERS)
+    if before.endswith(tuple(_WIDE_ENDS)):
+        return True
+    if not _at_word_end(text, spans, place):
+        return False
+    if text.count("\n", left, right) > 1:
+        return True
+    return before.endswith(tuple(_ENDS)) and not text[right : right + 2].strip()[:1].islower()
 
-    tokens: IntArray  # (T,)
-    lengths: IntArray  # (N,) int32
-    segments_at: IntArray  # (N,) int32
-    text: IntArray  # (N,) int32, ascending
 
-    @property
-    def offsets(self) -> IntArray:
-        return np.concatenate(([0], np.cumsum(self.lengths, dtype=np.int64)))
-
-
-def fold_texts(texts: Sequence[tuple[str, ...]], tokenizing: Tokenizing, settings: FoldingSettings) -> Folded:
-    """The rows of texts, or of pairs of texts, as BERT takes them: with special tokens, none above `sequence_len`.
-
-    Args:
-        texts: one or two strings each, all alike.
-    Raises:
-        BadSetting: `sequence_len` has no room for text beside the special tokens.
-    """
+def fold_texts(texts: Sequence[tuple[str, ...]], tokenizer: TextTokenizer, settings: FoldingSettings) -> Folded:
+    """The rows of texts or text pairs (tuples of one or two), no row longer than `settings.sequence_len`."""
+    rows: list[bytes] = []
+    segments: list[int] = []
+    sample: list[int] = []
     if texts and len(texts[0]) == 2:
-        return _fold_pairs(texts, tokenizing, settings)
-    before, after = (np.array(part, dtype=tokenizing.dtype) for part in tokenizing.single)
-    room = _room(settings, len(before) + len(after))
-    parts: list[IntArray] = []
-    owners: list[int] = []
-    encoded = _encode([text[0] for text in texts], tokenizing, settings, room)
-    for number, (tokens, spans) in enumerate(encoded):
-        for piece in _pieces(tokens, texts[number][0], spans, settings, room):
-            parts += [before, piece, after]
-            owners.append(number)
-    lengths = _sums(parts, 3)
-    return Folded(_joined(parts, tokenizing), lengths, lengths, np.array(owners, dtype=np.int32))
+        _fold_pairs(texts, tokenizer, settings, rows, segments, sample)
+    else:
+        _fold_singles([text for (text,) in texts], tokenizer, settings, rows, sample)
+    itemsize = tokenizer.dtype.itemsize
+    offsets = np.fromiter(accumulate(map(len, rows), initial=0), np.int64, len(rows) + 1) // itemsize
+    return Folded(
+        tokens=np.frombuffer(b"".join(rows), tokenizer.dtype),
+        offsets=offsets,
+        segments_at=np.array(segments, np.int32) if segments else np.diff(offsets).astype(np.int32),
+        sample=np.array(sample, np.int64),
+    )
 
 
-def _fold_pairs(texts: Sequence[tuple[str, ...]], tokenizing: Tokenizing, settings: FoldingSettings) -> Folded:
-    """Rows of two texts: the longer is folded, the shorter stands whole in each row, or its first half row of tokens."""
-    *edges, of_first = tokenizing.pair
-    before, between, after = (np.array(part, dtype=tokenizing.dtype) for part in edges)
-    room = _room(settings, sum(len(part) for part in edges) + 1)  # one token at least of the shorter
-    parts: list[IntArray] = []
-    owners: list[int] = []
-    second_at: list[int] = []
-    encoded = _encode([part for text in texts for part in text], tokenizing, settings, room // 2)
-    for number, ((left, left_spans), (right, right_spans)) in enumerate(zip(encoded[::2], encoded[1::2], strict=True)):
-        longer = 0 if len(left) >= len(right) else 1
-        shorter = (right, left)[longer][: max(1, (room + 1) // 2)]
-        spans = (left_spans, right_spans)[longer]
-        for piece in _pieces((left, right)[longer], texts[number][longer], spans, settings, room + 1 - len(shorter)):
-            first, second = (piece, shorter) if longer == 0 else (shorter, piece)
-            parts += [before, first, between, second, after]
-            owners.append(number)
-            second_at.append(len(before) + len(first) + (of_first or 0))
-    lengths = _sums(parts, 5)
-    segments_at = lengths if of_first is None else np.array(second_at, dtype=np.int32)
-    return Folded(_joined(parts, tokenizing), lengths, segments_at, np.array(owners, dtype=np.int32))
+def _fold_singles(texts: list[str], tokenizer: TextTokenizer, settings: FoldingSettings, rows: list[bytes], sample: list[int]) -> None:
+    frame = tokenizer.single
+    room = (settings.sequence_len - frame.tokens) * tokenizer.dtype.itemsize
+    bodies = tokenizer.bodies(texts)
+    spans = _spans_of_long(texts, bodies, room, tokenizer, settings)
+    for number, body in enumerate(bodies):
+        if len(body) <= room:
+            rows.append(frame.before + body + frame.after)
+            sample.append(number)
+            continue
+        for piece in _pieces(texts[number], body, spans.get(number, ()), room, tokenizer, settings):
+            rows.append(frame.before + piece + frame.after)
+            sample.append(number)
 
 
-def _encode(texts: Sequence[str], tokenizing: Tokenizing, settings: FoldingSettings, room: int) -> list[tuple[IntArray, Spans]]:
-    """Tokens of each text, and where they stand in it for those that may have to be cut; no spans for the others.
+def _fold_pairs(
+    texts: Sequence[tuple[str, ...]],
+    tokenizer: TextTokenizer,
+    settings: FoldingSettings,
+    rows: list[bytes],
+    segments: list[int],
+    sample: list[int],
+) -> None:
+    """The longer text of a pair is folded; the other stands whole in each row, or to half of the room."""
+    frame, itemsize = tokenizer.pair, tokenizer.dtype.itemsize
+    room = settings.sequence_len - frame.tokens
+    first = tokenizer.bodies([text for text, _ in texts])
+    second = tokenizer.bodies([pair for _, pair in texts])
+    for number, bodies in enumerate(zip(first, second, strict=True)):
+        longer = 0 if len(bodies[0]) >= len(bodies[1]) else 1
+        kept = bodies[1 - longer]
+        if len(bodies[0]) + len(bodies[1]) > room * itemsize:
+            kept = kept[: room // 2 * itemsize]
+        left = room * itemsize - len(kept)
+        pieces: list[bytes] = [bodies[longer]]
+        if len(bodies[longer]) > left:
+            text = texts[number][longer]
+            spans = tokenizer.spans([text])[0] if settings.long_texts == "fold" else ()
+            pieces = _pieces(text, bodies[longer], spans, left, tokenizer, settings)
+        for piece in pieces:
+            one, two = (piece, kept) if longer == 0 else (kept, piece)
+            head = frame.before + one + frame.between
+            rows.append(head + two + frame.after)
+            segments.append(len(head if frame.second_segment else rows[-1]) // itemsize)
+            sample.append(number)
 
-    A tokenizer without spans is faster; so only texts that are surely long, and then those that prove to be, pay for them.
-    """
-    folding = settings.long_texts == "fold"
-    surely = [folding and len(text) > _SURELY_LONG * room for text in texts]
-    plain = iter(tokenizing.encode([text for text, long in zip(texts, surely, strict=True) if not long]))
-    encoded: list[tuple[IntArray, Spans] | None] = [None if long else (next(plain), ()) for long in surely]
-    long = [number for number, found in enumerate(encoded) if found is None or (folding and len(found[0]) > room)]
-    for number, found in zip(long, tokenizing.encode_with_spans([texts[number] for number in long]), strict=True):
-        encoded[number] = found
-    return [found for found in encoded if found is not None]
+
+def _spans_of_long(
+    texts: list[str], bodies: list[bytes], room: int, tokenizer: TextTokenizer, settings: FoldingSettings
+) -> dict[int, Spans]:
+    """Where the tokens of the texts stand that do not fit a row; only folding asks for it."""
+    if settings.long_texts != "fold":
+        return {}
+    long = [number for number, body in enumerate(bodies) if len(body) > room]
+    return dict(zip(long, tokenizer.spans([texts[number] for number in long]), strict=True)) if long else {}
 
 
-def _pieces(tokens: IntArray, text: str, spans: Spans, settings: FoldingSettings, room: int) -> list[IntArray]:
-    """What of a text's tokens stands in its rows, at most `room` tokens each."""
-    if len(tokens) <= room:
-        return [tokens]
+def _pieces(text: str, body: bytes, spans: Spans, room: int, tokenizer: TextTokenizer, settings: FoldingSettings) -> list[bytes]:
+    """What of a text that is longer than `room` bytes of ids enters rows."""
+    size = tokenizer.dtype.itemsize
     if settings.long_texts == "truncate":
-        return [tokens[:room]]
+        return [body[:room]]
     if settings.long_texts == "head_tail":
-        head = max(1, round(room * _HEAD)) if room > 1 else room
-        return [np.concatenate((tokens[:head], tokens[len(tokens) - (room - head) :]))]
-    return [tokens[first:last] for first, last in cuts(text, spans, room, min(settings.stride, room - 1))]
-
-
-def _room(settings: FoldingSettings, special: int) -> int:
-    room = settings.sequence_len - special
-    if room < 1:
-        raise BadSetting(f"--sequence_len {settings.sequence_len}: this model adds {special} tokens to a text. Use {special + 1} or more.")
-    return room
-
-
-def _sums(parts: Sequence[IntArray], per_row: int) -> IntArray:
-    """(N,) tokens of each row, from the lengths of its `per_row` parts."""
-    counts = np.fromiter((len(part) for part in parts), dtype=np.int32, count=len(parts))
-    lengths: IntArray = counts.reshape(-1, per_row).sum(axis=1, dtype=np.int32)
-    return lengths
-
-
-def _joined(parts: Sequence[IntArray], tokenizing: Tokenizing) -> IntArray:
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=tokenizing.dtype)
+        head = int(room // size * _HEAD) * size
+        return [body[:head] + body[len(body) - (room - head) :]]
+    return [body[begin * size : end * size] for begin, end in cuts(text, spans, room // size, settings.stride)]

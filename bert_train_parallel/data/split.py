@@ -1,74 +1,78 @@
-"""Which samples train, validate and test: by sample, before folding, each label in proportion, equal texts together."""
+"""Which samples train, validate and test: stratified, duplicates together, the same in every process."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
-from bert_train_parallel.data.batches import FloatArray, IntArray, mix
+from bert_train_parallel.data.batches import IntArray, mix
 
-SPLITS = ("train", "validate", "test")  # a split's code is its place here
-ANY = -1  # of a sample that may go to any split
+SPLITS = ("train", "validate", "test")
+TRAIN, VALIDATE, TEST = range(3)
 
 
-def split_samples(keys: IntArray, labels: IntArray, shares: Sequence[float], seed: int) -> IntArray:
-    """The split of each sample.
+def split_samples(keys: npt.NDArray[np.uint64], strata: IntArray, shares: Sequence[float], seed: int) -> npt.NDArray[np.uint8]:
+    """The split of each sample, as a number of SPLITS.
 
-    Samples with one key (equal texts) go together, by the label of the first of them. Within each label the order
-    is drawn from (key, seed) alone, so that it does not depend on the order of the file.
+    Samples of one key (the same text) stay together, whatever their labels; such a group counts for the
+    stratum of its first sample. What rounding takes from a split in one stratum it gets in the next, so
+    that many small classes still give the shares asked for. Every stratum has a sample in train.
 
     Args:
-        keys: (n,) uint64, hashes of the texts.
-        labels: (n,) codes; all 0 for a regression.
-        shares: of train, validate and test, with the sum 1.
-    Returns:
-        (n,) int8 codes of SPLITS. No split with a share stays empty while another has samples to give.
-
-    >>> split = split_samples(np.arange(10, dtype=np.uint64), np.zeros(10, int), (0.8, 0.1, 0.1), seed=0)
-    >>> np.bincount(split).tolist()
-    [8, 1, 1]
+        keys: (n,) hash of each sample's text.
+        strata: (n,) class codes from 0, or zeros.
+        shares: of train, validate and test; their sum is 1, and the first is above 0.
     """
-    _, first, group, sizes = np.unique(keys, return_index=True, return_inverse=True, return_counts=True)
-    drawn = _scrambled(keys[first], seed)
-    of_group = labels[first]
-    order = np.lexsort((drawn, of_group))
-    places = _places(of_group[order], sizes[order], seed)
-    edges = np.cumsum(shares)[:2]
-    codes = np.empty(len(first), dtype=np.int8)
-    codes[order] = np.searchsorted(edges, places + 1e-12, side="right")
-    _fill_empty(codes, drawn, shares)
-    found: IntArray = codes[group]
+    order = np.argsort(keys, kind="stable")
+    starts = np.flatnonzero(np.diff(keys[order], prepend=~keys[order[:1]]))
+    sizes = np.diff(np.append(starts, len(keys)))
+    stratum = strata[order[starts]]
+    draws = _scrambled(keys[order[starts]], seed)
+    groups = np.lexsort((draws, stratum))
+    chosen = np.full(len(starts), TRAIN, np.uint8)
+    carried = np.zeros(3)
+    bounds = np.searchsorted(stratum[groups], np.unique(stratum), side="left")
+    for begin, end in zip(bounds, [*bounds[1:], len(groups)], strict=True):
+        members = groups[begin:end]
+        chosen[members] = _divide(sizes[members], np.asarray(shares), carried)
+        carried += sizes[members].sum() * np.asarray(shares) - _counts(chosen[members], sizes[members])
+    _fill_empty(chosen, groups, stratum, shares)
+    found = np.empty(len(keys), np.uint8)
+    found[order] = np.repeat(chosen, sizes)
     return found
 
 
-def _places(labels: IntArray, sizes: IntArray, seed: int) -> FloatArray:
-    """Where in 0..1 each group stands among those of its label; groups come sorted by label.
-
-    A start drawn for each label (systematic sampling) keeps the shares right over many small labels too.
-    """
-    begins = np.flatnonzero(np.concatenate(([True], labels[1:] != labels[:-1]))) if len(labels) else np.zeros(0, int)
-    before = np.cumsum(sizes) - sizes
-    of_label = np.repeat(np.arange(len(begins)), np.diff(np.append(begins, len(labels))))
-    totals = np.add.reduceat(sizes, begins) if len(begins) else sizes
-    starts = np.array([mix(seed, int(labels[begin])) / 2**64 for begin in begins])
-    places: FloatArray = (before - before[begins][of_label] + starts[of_label] * sizes) / totals[of_label]
-    return places
+def _divide(sizes: IntArray, shares: npt.NDArray[np.float64], carried: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+    """The split of each group of one stratum: test first, then validate, the rest train."""
+    wanted = np.maximum(sizes.sum() * shares + carried, 0) * (shares > 0)
+    quotas = np.floor(wanted)
+    for split in np.argsort(-(wanted - quotas), kind="stable")[: max(0, int(sizes.sum() - quotas.sum()))]:
+        quotas[split] += 1
+    middles = np.cumsum(sizes) - sizes / 2
+    found = np.where(middles < quotas[TEST], TEST, np.where(middles < quotas[TEST] + quotas[VALIDATE], VALIDATE, TRAIN))
+    found[-1] = TRAIN
+    return found.astype(np.uint8)
 
 
-def _fill_empty(codes: IntArray, drawn: IntArray, shares: Sequence[float]) -> None:
-    """Give a split that has a share and no group one group of the largest split, in place."""
-    for code, share in enumerate(shares):
-        counts = np.bincount(codes, minlength=len(SPLITS))
-        giver = int(counts.argmax())
-        if share > 0 and not counts[code] and counts[giver] > 1:
-            candidates = np.flatnonzero(codes == giver)
-            codes[candidates[drawn[candidates].argmin()]] = code
+def _counts(splits: npt.NDArray[np.uint8], sizes: IntArray) -> npt.NDArray[np.float64]:
+    return np.bincount(splits, weights=sizes, minlength=3)
 
 
-def _scrambled(keys: IntArray, seed: int) -> IntArray:
-    """(n,) uint64 that look random, from the keys and the seed alone."""
-    values = keys.astype(np.uint64) ^ np.uint64(mix(seed))
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        values = (values ^ (values >> np.uint64(shift))) * np.uint64(factor)
+def _fill_empty(chosen: npt.NDArray[np.uint8], groups: IntArray, stratum: IntArray, shares: Sequence[float]) -> None:
+    """Give a split that was asked for and got nothing one group of the largest stratum that can spare it."""
+    for split in (TEST, VALIDATE):
+        if shares[split] > 0 and not (chosen == split).any():
+            training = groups[chosen[groups] == TRAIN]
+            counts = np.bincount(stratum[training])
+            if counts.max(initial=0) > 1:
+                chosen[training[stratum[training] == counts.argmax()][0]] = split
+
+
+def _scrambled(keys: npt.NDArray[np.uint64], seed: int) -> npt.NDArray[np.uint64]:
+    """A random order of the groups that depends on texts and seed alone, not on where they stand in the file."""
+    values = keys ^ np.uint64(mix(seed))
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))

@@ -1,27 +1,27 @@
-"""The SQLite store of a source: texts, split, folded rows, label names, runs. The only SQL of the project.
+"""The store: one SQLite file with the samples of a source, their split and their folded rows.
 
-| table | content |
-| --- | --- |
-| meta | key, value as JSON: format, fingerprint, spec, source, task_type, tokenizer, counts |
-| labels | code, name |
-| arrays | name, dtype, data: one value per sample (label or value, split, line), compressed |
-| texts | first sample, count, data: 1,024 samples as compressed JSON, one list of one or two texts each |
-| rows | first sample, tokens, lengths, segments_at, sample: the folded rows of those samples |
-| runs | number, record as JSON |
+table    one line is                          columns
+about    one fact of the store                name, value (JSON)
+labels   one class                            code, name
+splits   one split                            split, samples, rows, tokens
+texts    1,024 samples                        block, texts (zlib of a JSON array of [text] or [text, pair])
+samples  up to 65,536 samples                 block, lines (int64), labels (int32 codes, or float64), splits (uint8: 0 train, 1 validate, 2 test)
+rows     some rows of one split               block, split, sample (int64), lengths (int32), segments_at (int32; empty: the lengths), tokens
+runs     one finished run                     id, record (JSON)
 
-A finished store is one file without a journal, opened read-only; only a run's record is added later.
+Samples are numbered from 0 as they stand in the source; numbers in blobs are little-endian; tokens have
+`token_bytes` bytes each, special tokens included. A store is built aside and renamed, without a journal; from
+then on it is only read, but for short transactions that add a run.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import sqlite3
-import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -31,68 +31,65 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_train_parallel.data.batches import IntArray, Rows
-from bert_train_parallel.data.folding import Folded
 from bert_train_parallel.data.split import SPLITS
-from bert_train_parallel.errors import BadStore, not_writable
+from bert_train_parallel.errors import BadStore, NotWritable
 
 FORMAT = 1
-BLOCK = 1024  # samples that are compressed together
-
+SAMPLES_PER_BLOCK = 1_024  # of texts
+_APPLICATION = 0x42545053
 _TABLES = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE labels (code INTEGER PRIMARY KEY, name TEXT NOT NULL);
-CREATE TABLE arrays (name TEXT PRIMARY KEY, dtype TEXT NOT NULL, data BLOB NOT NULL);
-CREATE TABLE texts (first INTEGER PRIMARY KEY, count INTEGER NOT NULL, data BLOB NOT NULL);
-CREATE TABLE rows (first INTEGER PRIMARY KEY, tokens BLOB NOT NULL, lengths BLOB NOT NULL,
-                   segments_at BLOB NOT NULL, sample BLOB NOT NULL);
-CREATE TABLE runs (number INTEGER PRIMARY KEY, record TEXT NOT NULL);
+CREATE TABLE splits (split TEXT PRIMARY KEY, samples INTEGER, rows INTEGER, tokens INTEGER);
+CREATE TABLE texts (block INTEGER PRIMARY KEY, texts BLOB NOT NULL);
+CREATE TABLE samples (block INTEGER PRIMARY KEY, lines BLOB NOT NULL, labels BLOB NOT NULL, splits BLOB NOT NULL);
+CREATE TABLE rows (block INTEGER PRIMARY KEY, split TEXT, sample BLOB, lengths BLOB, segments_at BLOB, tokens BLOB);
+CREATE TABLE runs (id INTEGER PRIMARY KEY, record TEXT NOT NULL);
+CREATE INDEX rows_of_split ON rows (split, block);
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """The samples of one split, n of them."""
+    """The samples of one split, n of them, in ascending order of their numbers."""
 
-    ids: IntArray  # (n,) int64 numbers in the store, ascending
-    labels: npt.NDArray[np.generic]  # (n,) int64 codes, or float64 values of a regression
-    lines: IntArray  # (n,) int64 line of the source at which each begins
+    ids: IntArray  # (n,) int64, number in the store
+    labels: npt.NDArray[np.generic]  # (n,) class codes int64, or float64
+    lines: IntArray  # (n,) int64, first line in the source file
 
 
 class Store:
-    """A finished store, open for reading.
+    """A finished store, open to read."""
 
-    Use `with Store.open(path) as store:`, or close it; a thread of its own needs a store of its own.
-    """
-
-    def __init__(self, path: Path, connection: sqlite3.Connection, meta: dict[str, Any]) -> None:
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
         self._connection = connection
-        self.meta = meta
-        self.fingerprint: str = meta["fingerprint"]
-        self.task_type: str = meta["task_type"]
-        self.spec: dict[str, Any] = meta["spec"]
-        self.tokenizer_fingerprint: str = meta["tokenizer"]
-        self.label_names: tuple[str, ...] = tuple(name for (name,) in connection.execute("SELECT name FROM labels ORDER BY code"))
+        with self._reading():
+            about = {name: json.loads(value) for name, value in connection.execute("SELECT name, value FROM about")}
+            self.label_names = tuple(name for (name,) in connection.execute("SELECT name FROM labels ORDER BY code"))
+            self.counts = {split: (samples, rows, tokens) for split, samples, rows, tokens in connection.execute("SELECT * FROM splits")}
+            self.about: dict[str, Any] = about
+            self.fingerprint: str = about["fingerprint"]
+            self.task_type: str = about["task_type"]
+            self.spec: dict[str, Any] = about["spec"]
+            self.tokenizer_fingerprint: str = about["tokenizer_fingerprint"]
+            self._token_type = np.dtype(f"<u{about['token_bytes']}")
+        self._samples: tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]] | None = None
 
     @classmethod
-    def open(cls, path: Path) -> Store:
-        """Open a finished store, read-only.
+    def open(cls, path: str | Path) -> Store:
+        """Open a finished store to read.
 
         Raises:
-            BadStore: no such file, not SQLite, truncated, or not a finished store of ours.
+            BadStore: no such file, not SQLite, not a store of ours, cut short, or of another format.
         """
-        if not path.is_file():
-            raise BadStore(f"{path}: there is no such file.")
-        _check_size(path)
+        path = Path(path)
+        connection = _connect(path)
         try:
-            connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, check_same_thread=False)
-            try:
-                return cls(path, connection, _read_meta(path, connection))
-            except BaseException:
-                connection.close()
-                raise
-        except sqlite3.DatabaseError as error:
-            raise BadStore(f"{path} cannot be read as a store: {error}. Build it again from its CSV.") from error
+            return cls(path, connection)
+        except BaseException:
+            connection.close()
+            raise
 
     def close(self) -> None:
         self._connection.close()
@@ -100,216 +97,173 @@ class Store:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    @property
-    def samples_count(self) -> int:
-        return int(self.meta["samples"])
+    def rows(self, split: str) -> Rows:
+        """The folded rows of a split."""
+        _, n, n_tokens = self.counts[split]
+        tokens = np.empty(n_tokens, self._token_type)
+        sample, lengths, segments_at = np.empty(n, np.int64), np.empty(n, np.int32), np.empty(n, np.int32)
+        row = token = 0
+        query = "SELECT sample, lengths, segments_at, tokens FROM rows WHERE split = ? ORDER BY block"
+        with self._reading():
+            for samples, of_rows, segments, ids in self._connection.execute(query, (split,)):
+                piece = slice(row, row + len(of_rows) // 4)
+                sample[piece] = np.frombuffer(samples, "<i8")
+                lengths[piece] = np.frombuffer(of_rows, "<i4")
+                segments_at[piece] = np.frombuffer(segments, "<i4") if segments else lengths[piece]
+                tokens[token : token + len(ids) // tokens.itemsize] = np.frombuffer(ids, self._token_type)
+                row, token = piece.stop, token + len(ids) // tokens.itemsize
+            if (row, token) != (n, n_tokens):
+                raise ValueError("rows are missing")
+        offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+        labels = self._all_samples()[1]
+        return Rows(tokens, offsets, segments_at, sample, labels[sample][:, None], np.broadcast_to(np.float64(1), n))
 
     def samples(self, split: str) -> Samples:
-        """The samples of `train`, `validate` or `test`."""
-        ids = np.flatnonzero(self._array("split") == SPLITS.index(split))
-        return Samples(ids, self._array("target")[ids], self._array("line")[ids].astype(np.int64))
+        """The samples of a split."""
+        lines, labels, splits = self._all_samples()
+        ids = np.flatnonzero(splits == SPLITS.index(split))
+        return Samples(ids, labels[ids], lines[ids])
 
-    def rows(self, split: str) -> Rows:
-        """The folded rows of a split, in one scan, of weight 1 each."""
-        of_split = self._array("split") == SPLITS.index(split)
-        target = self._array("target")
-        dtype = np.dtype(self.meta["tokens"])
-        tokens, lengths, segments_at, samples = [], [], [], []
-        for block in self._all("SELECT tokens, lengths, segments_at, sample FROM rows ORDER BY first"):
-            sample = np.frombuffer(block[3], dtype=np.int64)
-            kept = of_split[sample]
-            counts = np.frombuffer(block[1], dtype=np.int32)
-            tokens.append(np.frombuffer(block[0], dtype=dtype)[np.repeat(kept, counts)])
-            lengths.append(counts[kept])
-            segments_at.append(np.frombuffer(block[2], dtype=np.int32)[kept])
-            samples.append(sample[kept])
-        sample = _concatenated(samples, np.int64)
-        return Rows(
-            tokens=_concatenated(tokens, dtype),
-            offsets=np.concatenate(([0], np.cumsum(_concatenated(lengths, np.int64), dtype=np.int64))),
-            segments_at=_concatenated(segments_at, np.int32),
-            sample=sample,
-            targets=target[sample][:, None],
-            weights=np.ones(len(sample)),
-        )
+    def _all_samples(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+        """Line, label and split of every sample; read once."""
+        if self._samples is None:
+            with self._reading():
+                found = list(self._connection.execute("SELECT lines, labels, splits FROM samples ORDER BY block"))
+                types = ("<i8", "<i4" if self.task_type == "classification" else "<f8", "u1")
+                lines, labels, splits = (
+                    np.frombuffer(b"".join(column), kind) for column, kind in zip(zip(*found, strict=True), types, strict=True)
+                )
+                self._samples = lines, labels.astype(np.int64 if self.task_type == "classification" else np.float64), splits
+        return self._samples
 
-    def texts(self, ids: Sequence[int] | IntArray) -> list[tuple[str, ...]]:
-        """The texts of samples, one or two each, in the order asked for; blocks are read once each."""
-        wanted = np.asarray(ids, dtype=np.int64)
-        found: dict[int, tuple[str, ...]] = {}
-        for first in np.unique(wanted // BLOCK) * BLOCK:
-            rows = list(self._all("SELECT data FROM texts WHERE first = ?", (int(first),)))
-            if not rows:
-                raise BadStore(f"{self.path} has no sample {int(first)}. Build it again from its source.")
-            block = self._unpacked(rows[0][0])
-            inside = wanted[(wanted >= first) & (wanted < first + BLOCK)]
-            found |= {int(number): tuple(block[number - first]) for number in inside}
-        return [found[int(number)] for number in wanted]
+    def texts(self, ids: Iterable[int]) -> list[tuple[str, ...]]:
+        """The text, or the two texts, of each of these samples."""
+        blocks: dict[int, list[tuple[str, ...]]] = {}
+        found = []
+        for number in map(int, ids):
+            block, place = divmod(number, SAMPLES_PER_BLOCK)
+            if block not in blocks:
+                with self._reading():
+                    line = self._connection.execute("SELECT texts FROM texts WHERE block = ?", (block,)).fetchone()
+                    blocks[block] = _unpacked(line[0]) if line else []
+            found.append(blocks[block][place])
+        return found
 
-    def stored_samples(self) -> Iterator[tuple[int, tuple[str, ...], str, str]]:
-        """(line, texts, label as text, split) of every sample, in order: what a rebuild starts from."""
-        target, split, line = self._array("target"), self._array("split"), self._array("line")
-        names = self.label_names
-        for first, data in self._all("SELECT first, data FROM texts ORDER BY first"):
-            for number, texts in enumerate(self._unpacked(data), first):
-                label = names[int(target[number])] if names else repr(float(target[number]))
-                yield int(line[number]), tuple(texts), label, SPLITS[int(split[number])]
+    def all_texts(self) -> Iterator[list[tuple[str, ...]]]:
+        """All texts in the order of the samples, block by block."""
+        with self._reading():
+            for (packed,) in self._connection.execute("SELECT texts FROM texts ORDER BY block"):
+                yield _unpacked(packed)
 
     def runs(self) -> list[dict[str, Any]]:
-        """The records of finished runs, the oldest first."""
-        return [json.loads(record) for (record,) in self._all("SELECT record FROM runs ORDER BY number")]
+        """The records that were added, oldest first."""
+        with self._reading():
+            return [json.loads(record) for (record,) in self._connection.execute("SELECT record FROM runs ORDER BY id")]
 
     def add_run(self, record: dict[str, Any]) -> None:
-        """Add a run's record, in a short transaction.
+        """Keep the record of a run, in a short transaction of its own.
 
         Raises:
-            NotWritable: the store's folder is read-only, or the disk is full.
+            NotWritable: the store's folder is read-only or full.
         """
-        with _sentences(self.path), contextlib.closing(sqlite3.connect(self.path, timeout=30)) as connection, connection:
-            connection.execute("INSERT INTO runs (record) VALUES (?)", (json.dumps(record, ensure_ascii=False),))
-
-    def _array(self, name: str) -> npt.NDArray[Any]:
-        for dtype, data in self._all("SELECT dtype, data FROM arrays WHERE name = ?", (name,)):
-            return np.frombuffer(zlib.decompress(data), dtype=dtype)
-        raise BadStore(f"{self.path} lacks its {name} of samples. Build it again from its source.")
-
-    def _all(self, query: str, values: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
+        writing = sqlite3.connect(self.path, timeout=60)
         try:
-            yield from self._connection.execute(query, values)
-        except (sqlite3.DatabaseError, zlib.error) as error:
-            raise BadStore(f"{self.path} is damaged: {error}. Build it again from its source.") from error
+            with writing:
+                writing.execute("INSERT INTO runs (record) VALUES (?)", (json.dumps(record, ensure_ascii=False),))
+        except sqlite3.OperationalError as error:
+            raise NotWritable(
+                f"{self.path}: the record of the run could not be added to the store ({error}); the run's files are complete."
+            ) from None
+        finally:
+            writing.close()
 
-    def _unpacked(self, data: bytes) -> list[list[str]]:
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Say in one sentence that the file is damaged."""
         try:
-            return json.loads(zlib.decompress(data))  # type: ignore[no-any-return]
-        except (zlib.error, ValueError) as error:
-            raise BadStore(f"{self.path} is damaged: {error}. Build it again from its source.") from error
+            yield
+        except (sqlite3.Error, KeyError, ValueError, zlib.error) as error:
+            raise BadStore(f"{self.path} is damaged ({error}). Remove it and run again with the source it was built from.") from None
 
 
 class StoreWriter:
-    """Writes a store to a path of its own; it is complete only after `finish`."""
+    """Fills a store that is being built aside: texts as they come, then all else."""
 
-    def __init__(self, path: Path, token_dtype: npt.DTypeLike) -> None:
-        self.path = path
-        self._dtype = np.dtype(token_dtype)
-        self._hash = hashlib.sha256()
-        self._samples = 0
-        self._rows = 0
-        with _sentences(path):
-            self._connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            # one transaction over all: no journal is needed, since an unfinished file is thrown away
-            self._connection.executescript("PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA page_size=16384;" + _TABLES + "BEGIN;")
+    def __init__(self, path: Path) -> None:
+        self._connection = sqlite3.connect(path, isolation_level=None)
+        for pragma in ("page_size = 8192", "journal_mode = OFF", "synchronous = OFF", f"application_id = {_APPLICATION}"):
+            self._connection.execute(f"PRAGMA {pragma}")
+        self._connection.executescript(_TABLES)
+        self._connection.execute("BEGIN")
+        self._texts = self._blocks = 0
 
-    def add(self, texts: Sequence[tuple[str, ...]], rows: Folded) -> None:
-        """Add a block of samples with their rows; every block but the last has BLOCK samples."""
-        first = self._samples
-        packed = zlib.compress(json.dumps(texts, ensure_ascii=False).encode("utf-8", "surrogatepass"), 1)
-        blobs = [
-            rows.tokens.astype(self._dtype, copy=False).tobytes(),
-            rows.lengths.astype(np.int32, copy=False).tobytes(),
-            rows.segments_at.astype(np.int32, copy=False).tobytes(),
-            (rows.text.astype(np.int64) + first).tobytes(),
-        ]
-        for blob in blobs:
-            self._hash.update(blob)
-        with _sentences(self.path):
-            self._connection.execute("INSERT INTO texts VALUES (?, ?, ?)", (first, len(texts), packed))
-            self._connection.execute("INSERT INTO rows VALUES (?, ?, ?, ?, ?)", (first, *blobs))
-        self._samples += len(texts)
-        self._rows += len(rows.lengths)
+    def add_texts(self, texts: Sequence[tuple[str, ...]]) -> None:
+        """The next SAMPLES_PER_BLOCK samples' texts; fewer in the last block only."""
+        packed = zlib.compress(json.dumps(texts, ensure_ascii=False, separators=(",", ":")).encode(), 1)
+        self._connection.execute("INSERT INTO texts VALUES (?, ?)", (self._texts, packed))
+        self._texts += 1
+
+    def add_samples(self, lines: IntArray, labels: npt.NDArray[Any], splits: npt.NDArray[np.uint8]) -> None:
+        """Line, label and split of all samples."""
+        kind = "<f8" if labels.dtype.kind == "f" else "<i4"
+        for block, first in enumerate(range(0, len(lines), 65_536)):
+            piece = slice(first, first + 65_536)
+            values = (lines[piece].astype("<i8").tobytes(), labels[piece].astype(kind).tobytes(), splits[piece].tobytes())
+            self._connection.execute("INSERT INTO samples VALUES (?, ?, ?, ?)", (block, *values))
+
+    def add_rows(self, split: str, sample: IntArray, lengths: IntArray, segments_at: IntArray | None, tokens: IntArray) -> None:
+        """Some rows of a split, in the order of their samples; no segments_at where each row is one text."""
+        segments = b"" if segments_at is None else segments_at.astype("<i4").tobytes()
+        kind = tokens.dtype.newbyteorder("<")
+        values = (sample.astype("<i8").tobytes(), lengths.astype("<i4").tobytes(), segments, tokens.astype(kind, copy=False).tobytes())
+        self._connection.execute("INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?)", (self._blocks, split, *values))
+        self._blocks += 1
 
     def finish(
-        self,
-        *,
-        target: npt.NDArray[Any],
-        split: IntArray,
-        line: IntArray,
-        label_names: Sequence[str],
-        meta: dict[str, Any],
-        runs: Sequence[dict[str, Any]] = (),
+        self, about: dict[str, Any], label_names: Sequence[str], counts: dict[str, tuple[int, int, int]], runs: Iterable[dict[str, Any]]
     ) -> None:
-        """Write what is known only at the end, and close the file.
+        """Write what the store is about; from here on it is complete."""
+        insert = self._connection.executemany
+        insert("INSERT INTO labels VALUES (?, ?)", enumerate(label_names))
+        insert("INSERT INTO splits VALUES (?, ?, ?, ?)", ((split, *counts[split]) for split in SPLITS))
+        insert("INSERT INTO runs (record) VALUES (?)", ((json.dumps(run, ensure_ascii=False),) for run in runs))
+        facts = about | {"format": FORMAT}
+        insert("INSERT INTO about VALUES (?, ?)", ((name, json.dumps(value, ensure_ascii=False)) for name, value in facts.items()))
+        self._connection.execute("COMMIT")
 
-        Args:
-            target, split, line: (n,) of every sample.
-            meta: spec, source, task_type, tokenizer; the rest is added here.
-            runs: of the store that this one replaces.
-        """
-        for part in (target, split):
-            self._hash.update(part.tobytes())
-        self._hash.update(json.dumps([list(label_names), meta["task_type"], meta["tokenizer"]]).encode())
-        counts = {name: int((split == code).sum()) for code, name in enumerate(SPLITS)}
-        whole = meta | {
-            "format": FORMAT,
-            "tokens": self._dtype.str,
-            "samples": self._samples,
-            "rows": self._rows,
-            "split": counts,
-            "fingerprint": self._hash.hexdigest()[:32],
-        }
-        with _sentences(self.path):
-            for name, values in (("target", target), ("split", split), ("line", line)):
-                self._connection.execute(
-                    "INSERT INTO arrays VALUES (?, ?, ?)", (name, values.dtype.str, zlib.compress(np.ascontiguousarray(values).data, 1))
-                )
-            self._connection.executemany("INSERT INTO labels VALUES (?, ?)", enumerate(label_names))
-            self._connection.executemany("INSERT INTO meta VALUES (?, ?)", ((key, json.dumps(value)) for key, value in whole.items()))
-            self._connection.executemany("INSERT INTO runs (record) VALUES (?)", ((json.dumps(run),) for run in runs))
-            self._connection.execute("COMMIT")
-            self._connection.close()
-
-    def abandon(self) -> None:
-        """Close an unfinished file and remove it."""
+    def close(self) -> None:
         self._connection.close()
-        self.path.unlink(missing_ok=True)
-
-
-def _read_meta(path: Path, connection: sqlite3.Connection) -> dict[str, Any]:
-    tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    if {"Samples", "TrainQueue"} <= tables:
-        raise BadStore(
-            f"{path} is a store of the 2020 tool. It has token numbers but neither the texts nor which rows belong to one text, "
-            f"so it cannot be converted. Name the CSV it was made from instead."
-        )
-    if not {"meta", "labels", "arrays", "texts", "rows", "runs"} <= tables:
-        raise BadStore(f"{path} is an SQLite file, but not a finished store. Name the CSV instead.")
-    meta = {key: json.loads(value) for key, value in connection.execute("SELECT key, value FROM meta")}
-    if meta.get("format") != FORMAT or "fingerprint" not in meta:
-        raise BadStore(f"{path} is a store of format {meta.get('format')}; this version reads format {FORMAT}. Name the CSV instead.")
-    return meta
-
-
-def _check_size(path: Path) -> None:
-    """Tell a truncated or foreign file by its header, before SQLite finds out in the middle of a run."""
-    with open(path, "rb") as file:
-        header = file.read(100)
-    if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
-        raise BadStore(f"{path} is not an SQLite file. Name the CSV it was made from instead.")
-    (page,) = struct.unpack(">H", header[16:18])
-    (pages,) = struct.unpack(">I", header[28:32])
-    expected = (65536 if page == 1 else page) * pages
-    found = os.path.getsize(path)
-    if found < expected:
-        raise BadStore(f"{path} is truncated: {found} of {expected} bytes. Build it again from its CSV.")
 
 
 @contextlib.contextmanager
-def _sentences(path: Path) -> Iterator[None]:
-    """SQLite's words for a full disk and a read-only place, as ours."""
+def store_writer(path: Path) -> Iterator[StoreWriter]:
+    """A writer of a new store at `path`; a full disk is an OSError, as for any other file."""
+    writer = StoreWriter(path)
     try:
-        yield
+        yield writer
     except sqlite3.OperationalError as error:
-        import errno
-
-        words = str(error)
-        code = errno.ENOSPC if "full" in words else errno.EROFS
-        if any(sign in words for sign in ("full", "readonly", "unable to open", "disk I/O")):
-            raise not_writable(OSError(code, os.strerror(code)), path) or error from error
-        raise
+        raise _as_os_error(error, path) from error
+    finally:
+        writer.close()
 
 
-def _concatenated(parts: Sequence[npt.NDArray[Any]], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    return np.concatenate(parts).astype(dtype, copy=False) if parts else np.zeros(0, dtype=dtype)
+def _as_os_error(error: sqlite3.OperationalError, path: Path) -> OSError:
+    import errno
+
+    code = {"SQLITE_FULL": errno.ENOSPC, "SQLITE_READONLY": errno.EROFS, "SQLITE_CANTOPEN": errno.EACCES}
+    number = code.get(getattr(error, "sqlite_errorname", ""), errno.EIO)
+    return OSError(number, os.strerror(number), str(path))
+
+
+def _unpacked(packed: bytes) -> list[tuple[str, ...]]:
+    return [tuple(texts) for texts in json.loads(zlib.decompress(packed))]
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    """A read-only connection to a file that looks like a finished store."""
+    if not path.is_file():
+        raise BadStore(f"{path}: there is no such store.")
+    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=60, check_same_thread=False)

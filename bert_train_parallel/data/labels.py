@@ -1,0 +1,115 @@
+"""Labels as they are read, and what they say about the task: names of classes, or numbers."""
+
+from __future__ import annotations
+
+import math
+import re
+from array import array
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from bert_train_parallel.errors import BadSource
+
+Task = Literal["classification", "regression"]
+
+_MAX_CLASSES = 20_000
+_WHOLE = re.compile(r"[+-]?\d+(\.0*)?")
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """The labels of n samples."""
+
+    task_type: Task
+    values: npt.NDArray[np.generic]  # (n,) class codes int32, or float64
+    names: tuple[str, ...]  # of the classes, by code; none for a regression
+
+
+class LabelReader:
+    """Collects labels sample by sample and tells at the end what they are.
+
+    Classes are coded in the order of their sorted names, numerically where all are whole numbers. The task is a
+    regression when asked for, or with `auto` when every label is a number and one of them has a fraction.
+
+    >>> reader = LabelReader("auto")
+    >>> for label in ("10", "9", "10.0"):
+    ...     reader.add(label)
+    >>> found = reader.finish("scores.csv")
+    >>> found.task_type, found.names, found.values.tolist()
+    ('classification', ('9', '10'), [1, 0, 1])
+    """
+
+    def __init__(self, task_type: Literal["auto", "classification", "regression"]) -> None:
+        self._asked = task_type
+        self._codes = array("i")
+        self._code_of: dict[str, int] = {}
+        self._numbers: array[float] | None = array("d") if task_type == "regression" else None
+
+    def __len__(self) -> int:
+        return len(self._codes) if self._numbers is None else len(self._numbers)
+
+    def accepts(self, label: str) -> bool:
+        """Whether a label can be one of this task; `auto` takes all."""
+        return self._numbers is None or _number(label) is not None
+
+    def add(self, label: str) -> None:
+        """Take one more label, which `accepts` has let pass."""
+        if self._numbers is not None:
+            self._numbers.append(float(label))
+            return
+        code = self._code_of.setdefault(label, len(self._code_of))
+        self._codes.append(code)
+        if len(self._code_of) > _MAX_CLASSES:
+            self._become_numbers()
+
+    def _become_numbers(self) -> None:
+        """Too many different labels for classes: numbers of a regression, or the wrong column."""
+        values = [_number(label) for label in self._code_of]
+        if self._asked == "classification" or None in values or not _any_fraction(self._code_of):
+            raise BadSource(
+                f"the label column has more than {_MAX_CLASSES} different values; is it the right one? "
+                "Name another with --label, or type --task_type regression to learn numbers."
+            )
+        table = np.array(values, np.float64)
+        self._numbers = array("d", table[np.frombuffer(self._codes, np.int32)].tobytes())
+        self._codes = array("i")
+
+    def finish(self, source: str) -> Labels:
+        """The labels, their names and the task."""
+        if self._numbers is not None:
+            return Labels("regression", np.frombuffer(self._numbers, np.float64), ())
+        codes = np.frombuffer(self._codes, np.int32)
+        if self._asked == "auto" and self._code_of and _any_fraction(self._code_of):
+            numbers = [_number(label) for label in self._code_of]
+            if None not in numbers:
+                return Labels("regression", np.array(numbers, np.float64)[codes], ())
+        named = {label: _class_name(label, all(map(_WHOLE.fullmatch, self._code_of))) for label in self._code_of}
+        names = sorted(set(named.values()), key=_by_number if all(map(_WHOLE.fullmatch, named.values())) else None)
+        place = {name: code for code, name in enumerate(names)}
+        final = np.array([place[named[label]] for label in self._code_of], np.int32)
+        return Labels("classification", final[codes], tuple(names))
+
+
+def _number(label: str) -> float | None:
+    try:
+        value = float(label)
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
+
+
+def _any_fraction(labels: dict[str, int]) -> bool:
+    values = map(_number, labels)
+    return any(value is not None and not value.is_integer() for value in values)
+
+
+def _class_name(label: str, whole: bool) -> str:
+    """`1.0` is the class `1` where all labels are whole numbers: a table program wrote it so."""
+    return label.partition(".")[0] if whole else label
+
+
+def _by_number(name: str) -> tuple[int, str]:
+    return int(name), name
