@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,10 @@ from bert_train_parallel.training.world import World
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 _MEASURE_EVERY = 10  # steps between looks at how fast the ranks are
 _ADVISE_AFTER = 20  # steps after which the world is compared with fewer ranks
+# buffers of a BERT are constants; the name of the setting changed in torch 2.13
+_KEEP_BUFFERS = {
+    "forward_sync_buffers" if "forward_sync_buffers" in signature(DistributedDataParallel).parameters else "broadcast_buffers": False
+}
 _NO_ROWS = np.zeros(0, dtype=np.int64)
 
 
@@ -49,8 +54,8 @@ class DataParallel:
         self._names: dict[Tensor, str] = {parameter: name.removeprefix("network.") for name, parameter in self.model.named_parameters()}
         self._updater = Updater(list(self.model.parameters()), config, world.device)
         self._dtype = TORCH_DTYPES[config.dtype]
-        self._network = self._averaging() if world.size > 1 else self.model
         self._watch, self._pace = Stopwatch(world.device), pace.Pace(world)
+        self._network = self._averaging() if world.size > 1 else self.model
         self._max_tokens: int | None = None  # of a micro-batch, where memory asks for it
         self._clocks: list[float] = []  # of rank 0 after each step
         # loss x weight, weight and correct rows since `sums` was asked; on the device, so that a step need not wait for it
@@ -212,15 +217,9 @@ class DataParallel:
 
     def _averaging(self) -> DistributedDataParallel:
         # no device_ids: with them DDP would move the starts of rows to the GPU, and reading them there would wait for it
-        network = DistributedDataParallel(self.model, broadcast_buffers=False, gradient_as_bucket_view=True)
-        network.register_comm_hook(None, self._average)
+        network = DistributedDataParallel(self.model, gradient_as_bucket_view=True, **_KEEP_BUFFERS)
+        network.register_comm_hook(self._watch, lambda watch, bucket: _average(watch, bucket))
         return network
-
-    def _average(self, _: object, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-        """What DDP does by itself, noting when the last gradients were there: what follows is waiting for other ranks."""
-        if bucket.is_last():
-            self._watch.stop()
-        return allreduce_hook(None, bucket)
 
     def _without_averaging(self) -> AbstractContextManager[Any]:
         return self._network.no_sync() if isinstance(self._network, DistributedDataParallel) else nullcontext()
@@ -243,6 +242,13 @@ class DataParallel:
         self._updater.clear()
         self._counted.zero_()
         self._rows_done = self._tokens_done = 0
+
+
+def _average(watch: Stopwatch, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """What DDP does by itself, noting when the last gradients were there: what follows is waiting for other ranks."""
+    if bucket.is_last():
+        watch.stop()
+    return allreduce_hook(None, bucket)
 
 
 def _refuse_batch_norm(model: nn.Module) -> None:

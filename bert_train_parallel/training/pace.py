@@ -23,23 +23,23 @@ class Pace:
 
     def __init__(self, world: World) -> None:
         self._world = world
-        self._sent: tuple[torch.Tensor, torch.Tensor, dist.Work | None] | None = None
+        self._sent: tuple[list[torch.Tensor], dist.Work | None] | None = None
         self._seconds = torch.zeros(world.size, dtype=torch.float64)
         self._tokens = torch.zeros(world.size, dtype=torch.float64)
 
     def send(self, stop: bool, seconds: float, tokens: int) -> None:
         mine = torch.tensor([float(stop), time.monotonic(), seconds, float(tokens)], dtype=torch.float64)
-        everyone = mine.repeat(self._world.size)
-        work = dist.all_gather_into_tensor(everyone, mine, async_op=True) if self._world.size > 1 else None
-        self._sent = mine, everyone, work
+        everyone = [torch.empty_like(mine) for _ in range(self._world.size)] if self._world.size > 1 else [mine]
+        work = dist.all_gather(everyone, mine, async_op=True) if self._world.size > 1 else None
+        self._sent = everyone, work
 
     def receive(self) -> tuple[bool, float]:
         """Whether any rank was asked to stop, and rank 0's clock in seconds."""
         assert self._sent is not None
-        _, everyone, work = self._sent
+        everyone, work = self._sent
         if work is not None:
             work.wait()
-        told = everyone.view(self._world.size, 4)
+        told = torch.stack(everyone)
         self._seconds += told[:, 2]
         self._tokens += told[:, 3]
         return bool(told[:, 0].any()), float(told[0, 1])
