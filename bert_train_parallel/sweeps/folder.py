@@ -1,0 +1,59 @@
+"""Where things lie in the folder that all workers of a sweep share; every path from a message is checked to stay inside."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bert_train_parallel.errors import BadSetting
+from bert_train_parallel.run_files import RunFiles
+
+RUNS, SNAPSHOTS, STORES, HISTORIES = "bert_runs", "data_snapshots", "data_stores", "histories"
+
+
+@dataclass(frozen=True, slots=True)
+class SharedFolder:
+    """The folder of a sweep, as this machine reaches it."""
+
+    root: Path
+
+    def inside(self, path: str) -> Path:
+        """A path from a message.
+
+        >>> SharedFolder(Path("/work")).inside("bert_runs/a").as_posix()
+        '/work/bert_runs/a'
+
+        Raises:
+            BadSetting: it leads out of the folder.
+        """
+        found = (self.root / path).resolve()
+        if not found.is_relative_to(self.root.resolve()):
+            raise BadSetting(f"{path} leads out of {self.root}, the folder of the sweep. Name a place inside it.")
+        return self.root / path
+
+    def relative(self, path: Path) -> str:
+        return path.resolve().relative_to(self.root.resolve()).as_posix()
+
+    def run(self, run_id: str) -> Path:
+        return self.root / RUNS / run_id
+
+    def key(self, key: str) -> Path:
+        """Says which run has been asked for what this key is the hash of."""
+        return self.root / RUNS / ".keys" / key
+
+    def snapshot(self, snapshot_id: str, place: str = SNAPSHOTS) -> Path:
+        return self.inside(place) / snapshot_id
+
+    def store(self, key: str, stem: str) -> Path:
+        return self.root / STORES / key / f"{stem}.sqlite"
+
+    def history(self, experiment_id: str, count: int) -> Path:
+        return self.root / HISTORIES / f"{experiment_id}-{count:06d}.jsonl"
+
+    def files_of(self, run_id: str, stem: str) -> RunFiles:
+        return RunFiles(self.run(run_id), stem)
+
+    def finished_files(self, run_id: str) -> RunFiles | None:
+        """The files of a run, found by its RESULT; None for one that is not finished."""
+        results = sorted(self.run(run_id).glob("*_RESULT.json"))
+        return RunFiles.of(results[0]) if results else None

@@ -1,0 +1,345 @@
+"""One trial on this machine: its key, its lease, its store, its launch, and what came out."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import secrets
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from bert_train_parallel import gpus
+from bert_train_parallel.config import TrainConfig
+from bert_train_parallel.errors import BertTrainParallelError, LaunchFailed, NotWritable, Unreachable, not_writable
+from bert_train_parallel.launching.plan import LaunchRequest, LaunchResult
+from bert_train_parallel.run_files import RunFiles, store_stem, write_json
+from bert_train_parallel.sweeps import launches, outcomes
+from bert_train_parallel.sweeps.folder import SharedFolder
+from bert_train_parallel.sweeps.lease import Fenced, Lease, attempts
+from bert_train_parallel.sweeps.messages import BertFineTuneRequest, BertFineTuneResult, CheckpointInfo, DatasetSnapshotResult, Message
+from bert_train_parallel.sweeps.outcomes import Course, Verdict
+from bert_train_parallel.sweeps.reservations import Reservations, launch_environment, wait_for_gpus
+
+TRAINER = (sys.executable, "-P", "-m", "bert_train_parallel")
+# how a source is read is a matter of its store: the trainer is given the store
+_READING = {"text", "text_pair", "label", "encoding", "delimiter", "quoting", "header", "dataset_config"}
+_READING |= {"validation_file", "test_file", "max_cell_bytes", "max_bad_rows"}
+
+
+class TrialProgress(Message):
+    """What a heartbeat says of a trial under way."""
+
+    run_id: str
+    phase: str  # waiting for an earlier attempt | preparing | waiting for GPUs | training
+    host: str
+    worker: str
+    attempt: int
+    step: int = 0
+    steps: int = 0
+    epoch: int = 0
+    loss: float | None = None
+    figures: dict[str, float | None] | None = None  # of the newest validation
+    checkpoint: CheckpointInfo | None = None
+    time: float
+
+
+class TryAgain(Exception):
+    """An attempt failed, and another one may do better."""
+
+    def __init__(self, words: str, kind: str) -> None:
+        super().__init__(words)
+        self.kind = kind  # failed | killed
+
+
+Beat = Callable[[TrialProgress], None]
+Launch = Callable[..., Awaitable[LaunchResult]]
+
+
+class Trials:
+    """Runs trials on this machine, each as a launch; `launch` can be replaced to see what is asked of it."""
+
+    def __init__(
+        self, folder: SharedFolder, worker: str, reservations: Reservations | None = None, launch: Launch = launches.launch
+    ) -> None:
+        self._folder = folder
+        self._worker = worker
+        self._reservations = reservations or Reservations()
+        self._launch = launch
+
+    async def run(self, request: BertFineTuneRequest, beat: Beat) -> BertFineTuneResult:
+        """Train, or give the result that is there. A trial that failed for good is a result too.
+
+        Raises:
+            TryAgain: another attempt may do better.
+            Fenced: a newer attempt has taken over.
+            BertTrainParallelError: the folder or the snapshot cannot be used.
+        """
+        trial = _Trial(self._folder, request, self._worker, beat)
+        done = trial.finished()
+        if done:
+            return done
+        lease = trial.lease
+        try:
+            await lease.take(lambda: trial.tell("waiting for an earlier attempt"))
+            done = trial.finished() or trial.hopeless()
+            return done or await self._attempt(trial)
+        finally:
+            lease.release()
+
+    async def _attempt(self, trial: _Trial) -> BertFineTuneResult:
+        try:
+            found = await self._train(trial)
+        except asyncio.CancelledError:
+            trial.lease.note(outcome="cancelled")
+            raise
+        except (Unreachable, LaunchFailed) as error:  # the launcher was killed, or a node did not come
+            found = Verdict("killed" if isinstance(error, LaunchFailed) else "failed", str(error))
+        except NotWritable as error:
+            found = Verdict("failed", str(error))
+        except BertTrainParallelError as error:
+            found = Verdict("failed", str(error), final=True)
+        trial.look()
+        trial.lease.note(outcome=found.outcome, error=found.words, final=found.final, **trial.steps())
+        done = trial.finished() if found.outcome == "finished" else trial.hopeless()
+        if done:
+            return done
+        raise TryAgain(found.words, found.outcome)
+
+    async def _train(self, trial: _Trial) -> Verdict:
+        request, config = trial.request, trial.config
+        store = await self._store(trial)
+        if not store.is_file():
+            return Verdict("failed", f"{store} was not made; see {trial.output}")
+        claim = await self._claim(trial)
+        try:
+            trial.lease.begin()
+            return outcomes.verdict(
+                await self._launch(
+                    launch_request(request, trial.command(store), str(trial.home), config.device),
+                    trial.output,
+                    lambda: trial.tick("training"),
+                    held=(trial.lease.lock, *claim.locks),
+                    environment=launch_environment(claim),
+                )
+            )
+        finally:
+            claim.release()
+
+    async def _claim(self, trial: _Trial) -> gpus.Claim:
+        if trial.request.reservation:
+            return self._reservations.take(trial.request.reservation)
+        return await wait_for_gpus(trial.request.launch.here_gpus, trial.config.device, lambda: trial.tick("waiting for GPUs"))
+
+    async def _store(self, trial: _Trial) -> Path:
+        """The store for the trial's sequence length and model, made by the first trial that needs it."""
+        store = trial.store
+        if store.is_file():
+            return store
+        store.parent.mkdir(parents=True, exist_ok=True)
+        settings = store.with_suffix(".json")
+        write_json(settings, trial.source_config.model_dump(mode="json", exclude_defaults=True))
+        command = (*TRAINER, str(trial.source), "--preponly", "--config", str(settings), "--output_dir", str(store.parent))
+        request = LaunchRequest(command=command, folder=str(trial.home), device="cpu", here=1, log_dir=str(trial.home / "logs"))
+        result = await self._launch(request, trial.output, lambda: trial.tick("preparing"), held=(trial.lease.lock,))
+        found = outcomes.verdict(result)
+        if found.final:
+            raise LaunchRefused(found.words)
+        return store
+
+
+class LaunchRefused(BertTrainParallelError):
+    """The data cannot be used with these settings."""
+
+
+class _Trial:
+    """What is known of a trial: its places and its course so far."""
+
+    def __init__(self, folder: SharedFolder, request: BertFineTuneRequest, worker: str, beat: Beat) -> None:
+        if request.dataset_snapshot is None:
+            raise LaunchRefused(f"{request.run_id} has no snapshot of its data; it is made before a launch.")
+        self.request = request
+        self._folder, self._worker, self._beat = folder, worker, beat
+        snapshot = request.dataset_snapshot
+        place = folder.inside(snapshot.snapshot_path)
+        self.source = place / snapshot.files["train"]
+        given = {f"{split}_file": str(place / snapshot.files[split]) for split in ("validation", "test") if split in snapshot.files}
+        self.source_config = request.config.train_config().model_copy(update={"validation_file": None, "test_file": None} | given)
+        self.config = trainer_config(request, folder)
+        stem = store_stem(self.source.name)
+        self.store = folder.store(store_key(self.source_config, snapshot), stem)
+        self.home_id = home_of_key(folder, trial_key(self.source_config, request, folder), request.run_id)
+        self.home = folder.run(self.home_id)
+        self.files = RunFiles(self.home, stem)
+        self.output = self.home / "output.log"
+        self.home.mkdir(parents=True, exist_ok=True)
+        gpus_here = request.launch.gpus if not request.node_rank else 0  # the first node counts for the whole fleet
+        self.lease = Lease(self.home if not request.node_rank else self.home / f"node_{request.node_rank}", worker, gpus_here)
+        self.course = Course()
+        self._tail = launches.Tail(self.files.progress)
+        self.look()
+
+    def look(self) -> None:
+        self.course.add(self._tail.read())
+
+    def tick(self, phase: str) -> None:
+        """Look what has happened, write it down and tell it; raises Fenced."""
+        self.lease.check()
+        self.look()
+        self.lease.note(**self.steps())
+        self.tell(phase)
+
+    def steps(self) -> dict[str, int]:
+        course = self.course
+        saved = course.checkpoint.step if course.checkpoint else -1
+        return {"first_step": course.attempt_step, "last_step": course.step, "saved_step": saved}
+
+    def tell(self, phase: str) -> None:
+        course = self.course
+        self._beat(
+            TrialProgress(
+                run_id=self.request.run_id,
+                phase=phase,
+                host=self.lease.attempt.host,
+                worker=self._worker,
+                attempt=self.lease.token,
+                step=course.step,
+                steps=course.steps,
+                epoch=course.epoch,
+                loss=course.loss,
+                figures={name: value for name, value in (course.figures or {}).items() if isinstance(value, int | float)} or None,
+                checkpoint=course.checkpoint,
+                time=time.time(),
+            )
+        )
+
+    def finished(self) -> BertFineTuneResult | None:
+        """The result, if it is there, whoever trained it."""
+        if self.request.node_rank:  # the first node says how it went
+            state = "finished" if self.lease.attempt.outcome == "finished" else None
+            return BertFineTuneResult(run_id=self.request.run_id, config=self.request.config) if state else None
+        files = self._folder.finished_files(self.home_id)
+        if files is None:
+            return None
+        self.look()
+        found = outcomes.result_of(self.request, files, self.course)
+        if self.home_id == self.request.run_id:
+            return found
+        # it was paid for, and counted, under the other name
+        return found.model_copy(update={"same_as": self.home_id, "gpu_seconds": 0.0, "rows_seen": 0, "attempts": 0})
+
+    def hopeless(self) -> BertFineTuneResult | None:
+        """The result of a trial that failed for good."""
+        failure = outcomes.final_failure(attempts(self.lease.folder))
+        return outcomes.failed_result(self.request, *failure, self.home, self.course) if failure else None
+
+    def command(self, store: Path) -> tuple[str, ...]:
+        """What each rank runs. Written beside the run: its settings, and a link to the store, so that a report finds its data."""
+        link = self.home / store.name
+        if not link.is_symlink():
+            try:
+                link.symlink_to(os.path.relpath(store, self.home))
+            except FileExistsError:
+                pass
+            except OSError as error:
+                raise not_writable(error, link) or error from error
+        settings = self.home / "settings.json"
+        write_json(settings, self.config.model_dump(mode="json", exclude_defaults=True))
+        return (*TRAINER, str(link), "--config", str(settings), "--resume", "--quiet_progress")
+
+
+def trainer_config(request: BertFineTuneRequest, folder: SharedFolder) -> TrainConfig:
+    """What the trainer is told, its data being in a store.
+
+    The metric that chooses the best epoch is that of the sweep, unless the settings say otherwise.
+    """
+    asked = request.config.train_config()
+    found = asked.model_dump(mode="json", exclude=_READING, exclude_unset=True)
+    if request.metric and "metric" not in request.config.settings:
+        found["metric"] = request.metric
+    if request.from_run:
+        earlier = folder.finished_files(home_of(folder, request.from_run))
+        if earlier is None:
+            raise LaunchRefused(f"{request.from_run}, from which {request.run_id} is to go on, has no RESULT.")
+        found["from_run"] = str(earlier.checkpoints)
+    return TrainConfig.model_validate(found)
+
+
+def store_key(config: TrainConfig, snapshot: DatasetSnapshotResult) -> str:
+    """What a store depends on: the snapshot and the settings that read, split and fold it."""
+    spec = config.spec() | {"model": config.model, "validation_file": None, "test_file": None}
+    return _hash({"snapshot": snapshot.data_hash, "spec": spec})[:16]
+
+
+def trial_key(config: TrainConfig, request: BertFineTuneRequest, folder: SharedFolder) -> str:
+    """What a trial asks for: the settings that make the model, the data, and where it goes on from. Two equal ones are trained once."""
+    assert request.dataset_snapshot is not None
+    return _hash(
+        {
+            "data": store_key(config, request.dataset_snapshot),
+            "model": config.model_key(request.dataset_snapshot.data_hash),
+            "metric": request.metric,
+            "rung": request.rung,
+            "from_run": request.from_run and home_of(folder, request.from_run),
+        }
+    )
+
+
+def home_of_key(folder: SharedFolder, key: str, run_id: str) -> str:
+    """The run that a key belongs to: `run_id` itself where it is the first to ask."""
+    path = folder.key(key)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            aside = path.with_name(f".{secrets.token_hex(8)}")
+            aside.write_text(run_id, encoding="utf-8")
+            try:
+                os.link(aside, path)  # of two that ask at once, one is first
+            except FileExistsError:
+                pass
+            finally:
+                aside.unlink()
+        home = path.read_text(encoding="utf-8").strip()
+        if home != run_id:
+            folder.run(run_id).mkdir(parents=True, exist_ok=True)
+            (folder.run(run_id) / "same_as").write_text(home, encoding="utf-8")
+        return home
+    except OSError as error:
+        raise not_writable(error, path) or error from error
+
+
+def home_of(folder: SharedFolder, run_id: str) -> str:
+    """The run whose folder has the files of this one."""
+    pointer = folder.run(run_id) / "same_as"
+    return pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else run_id
+
+
+def launch_request(request: BertFineTuneRequest, command: tuple[str, ...], folder: str, device: str) -> LaunchRequest:
+    """The launch of a trial on this node, alone or as one node of several."""
+    launch = request.launch
+    if request.node_rank is None or not launch.gpu_map:
+        return LaunchRequest(command, folder, here=launch.here_gpus, device=device, grace_s=launch.grace_s)
+    hosts = list(launch.gpu_map)
+    host = hosts[request.node_rank]
+    return LaunchRequest(
+        command,
+        folder,
+        here=launch.gpu_map[host],
+        gpu_map=dict(launch.gpu_map),
+        host=host,
+        node_rank=request.node_rank,
+        master_addr=hosts[0],
+        master_port=launch.master_port,
+        device=device,
+        grace_s=launch.grace_s,
+    )
+
+
+def _hash(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
+
+
+__all__ = ["Fenced", "TrialProgress", "Trials", "TryAgain"]
