@@ -79,7 +79,7 @@ class Curve:
 def curves(epochs: Sequence[dict[str, Any]]) -> list[Curve]:
     """A curve for each figure that the stats have of training or validation samples, such as Loss and Accuracy."""
     names = list(dict.fromkeys(key.split(" ", 1)[1] for epoch in epochs for key in epoch if key.startswith(("Training ", "Validation "))))
-    numbers = np.array([int(epoch.get("epoch", at)) for at, epoch in enumerate(epochs, 1)])
+    numbers = np.arange(1, len(epochs) + 1)
     found = [Curve(name, numbers, _column(epochs, f"Training {name}"), _column(epochs, f"Validation {name}")) for name in names]
     return [curve for curve in found if np.isfinite(curve.training).any() or np.isfinite(curve.validation).any()]
 

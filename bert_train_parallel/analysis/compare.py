@@ -117,7 +117,7 @@ def shared_samples(first: Analysis, other: Analysis) -> tuple[IntArray, IntArray
     _, at_first, at_other = np.intersect1d(first.predictions.samples, other.predictions.samples, True, return_indices=True)
     if not len(at_first):
         return f"{first.name} and {other.name} have no test sample in common"
-    prints = [(run.result.get("fingerprints") or {}).get("data") for run in (first, other)]
+    prints = [run.result.get("fingerprints", {}).get("data") for run in (first, other)]
     if None not in prints and prints[0] == prints[1]:
         return at_first, at_other
     if first.lines is None or other.lines is None or first.label_names != other.label_names:
@@ -187,7 +187,7 @@ def _figures(comparison: Comparison) -> Table:
                 f"{figures.get('samples', 0):,}",
                 *(f"{figures[name]:.4f}" if name in figures else "" for name in names),
                 *([interval] if "accuracy" in names else []),
-                f"{seconds:,.0f} s" if seconds is not None else "",
+                f"{seconds:,.0f} s" if isinstance(seconds, int | float) else "",
             )
         )
     heads = [FIGURES[name].split(" (")[0].split(",")[0] for name in names]

@@ -9,7 +9,7 @@ import numpy as np
 
 from bert_train_parallel import metrics
 from bert_train_parallel.analysis.report import Analysis, largest_confusions
-from bert_train_parallel.analysis.results import read_object
+from bert_train_parallel.analysis.results import numbers_of, read_object
 from bert_train_parallel.analysis.tables import Table
 from bert_train_parallel.run_files import RunFiles
 
@@ -56,7 +56,7 @@ def runs_table(runs: Sequence[RunFiles], shown: RunFiles) -> Table:
     rows = []
     for number, files in enumerate(runs, 1):
         result = read_object(files.result)
-        test = (result.get("figures") or {}).get("test") or {}
+        test = numbers_of(result.get("figures", {}).get("test"))
         figure = next((name for name in ("accuracy", "pearson") if name in test), None)
         rows.append(
             (
@@ -75,13 +75,13 @@ def settings_table(analysis: Analysis) -> Table:
     """The run in brief: what was asked, where it ran, how long it took."""
     settings = analysis.settings
     rows = [(title, _said(settings, names).removeprefix("model ")) for title, names in _SETTINGS if _said(settings, names)]
-    world = analysis.result.get("world")
-    if isinstance(world, dict) and _said(world, _WORLD):
+    world = analysis.result.get("world", {})
+    if _said(world, _WORLD):
         rows.append(("ran on", _said(world, _WORLD)))
-        parts = world.get("parts")
-        if isinstance(parts, list) and len(parts) > 1:
-            rows.append(("shares", " ".join(_percent(part) for part in parts)))
-    if isinstance(analysis.result.get("seconds"), int | float):
+    parts = world.get("parts")
+    if isinstance(parts, list) and len(parts) > 1:
+        rows.append(("shares", _value(parts)))
+    if _is_number(analysis.result.get("seconds")):
         rows.append(("took", _duration(analysis.result["seconds"])))
     state = "" if analysis.finished else ", not finished"
     return Table(f"Run {analysis.name}{state}", ("", ""), tuple(rows), left=frozenset({1}))

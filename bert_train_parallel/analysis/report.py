@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from bert_train_parallel import metrics
 from bert_train_parallel.analysis.predictions_file import PredictionsFile
-from bert_train_parallel.analysis.results import RunResults, choose_run, find_runs, read_run
+from bert_train_parallel.analysis.results import RunResults, choose_run, find_runs, numbers_of, read_run
 from bert_train_parallel.data.batches import FloatArray, IntArray, Rows
 from bert_train_parallel.data.store import Store
 from bert_train_parallel.errors import BadRun
@@ -97,7 +97,7 @@ def analyse_run(files: RunFiles, errors: int = 5) -> Analysis:
         task_type=run.task_type,
         label_names=names,
         finished=bool(run.result) or not run.events,
-        settings=run.result.get("settings") or {},
+        settings=run.result.get("settings", {}),
         result=run.result,
         labels=labels,
         figures=_figures(run, predictions, names),
@@ -142,11 +142,12 @@ def _predictions(run: RunResults) -> tuple[Predictions | None, tuple[str, ...]]:
 
 def _figures(run: RunResults, predictions: Predictions | None, names: tuple[str, ...]) -> dict[str, dict[str, Any]]:
     """Figures of each split as RESULT has them; of the test samples else from the predictions, else from the stats."""
-    told = {split: dict(found) for split, found in (run.result.get("figures") or {}).items() if isinstance(found, dict)}
+    told = {split: numbers_of(found) for split, found in run.result.get("figures", {}).items()}
     if predictions is None:
-        tested = run.stats.get("Testing")
-        if not told and isinstance(tested, dict):
-            told["test"] = tested.get("Test") or {"loss": tested.get("Testing Loss"), "accuracy": tested.get("Testing Accuracy")}
+        if not told and "Testing" in run.stats:
+            tested = run.stats["Testing"]
+            old = {"loss": tested.get("Testing Loss"), "accuracy": tested.get("Testing Accuracy")}
+            told["test"] = numbers_of(tested.get("Test") or old)
         return told
     computed = task_of(run.task_type).figures(predictions, names)
     del computed["rows"]  # the file of predictions knows nothing of the rows that its samples were made of
@@ -230,11 +231,14 @@ def _mistakes(
 
 def _epochs(run: RunResults) -> Iterable[dict[str, Any]]:
     """The figures of each epoch; of an unfinished run, from its events."""
-    listed = run.stats.get("Training")
-    if isinstance(listed, list):
-        yield from (dict(epoch) for epoch in listed if isinstance(epoch, dict))
+    if "Training" in run.stats:
+        yield from (epoch for epoch in run.stats["Training"] if isinstance(epoch, dict))
         return
-    of_epoch = {event.epoch: event.figures | {"epoch": event.epoch} for event in run.events if event.kind == "epoch"}
+    of_epoch = {
+        event.epoch: event.figures | {"epoch": event.epoch}
+        for event in run.events
+        if event.kind == "epoch" and isinstance(event.epoch, int)
+    }
     yield from (of_epoch[epoch] for epoch in sorted(of_epoch))
 
 

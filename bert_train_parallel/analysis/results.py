@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,17 @@ from bert_train_parallel.progress import Event, read_events
 from bert_train_parallel.run_files import RunFiles, store_stem
 from bert_train_parallel.tasks import Predictions
 
+# what analysis reads of the JSON files, and the types that it relies on
+_RESULT_SHAPE = {
+    "settings": dict,
+    "figures": dict,
+    "fingerprints": dict,
+    "world": dict,
+    "files": dict,
+    "label_names": list,
+    "task_type": str,
+}
+_STATS_SHAPE = {"Training": list, "Testing": dict}
 _RUN_PARTS = ("_RESULT.json", "_train_test_stats.json", "_testset_predictions.csv", "_progress.jsonl")
 
 
@@ -86,7 +97,8 @@ def read_run(files: RunFiles) -> RunResults:
     Raises:
         BadRun: a file is damaged, none is there, or they are of different runs.
     """
-    result, stats, events = read_object(files.result), read_object(files.stats), tuple(read_events(files.progress))
+    result, stats = read_object(files.result, _RESULT_SHAPE), read_object(files.stats, _STATS_SHAPE)
+    events = tuple(event for event in read_events(files.progress) if isinstance(event.figures, dict) and isinstance(event.step, int))
     predictions = read_predictions(files.predictions) if files.predictions.exists() else None
     store, why = _find_store(files, result)
     if not (result or stats or predictions or events or store):
@@ -154,11 +166,11 @@ def _runs_of_source(path: Path) -> list[RunFiles]:
     return runs
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path, shape: Mapping[str, type] = _RESULT_SHAPE) -> dict[str, Any]:
     """A JSON object, {} where the file is missing; infinite and NaN values become None.
 
     Raises:
-        BadRun: not JSON, or not an object.
+        BadRun: not JSON, not an object, or one whose members have other types than `shape` says.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
@@ -168,7 +180,24 @@ def read_object(path: Path) -> dict[str, Any]:
         raise BadRun(f"{path} is damaged: not JSON ({error}). Remove it to see what the other files say, or train again.") from None
     if not isinstance(found, dict):
         raise BadRun(f"{path} holds a {type(found).__name__} where an object is expected; it is not the file of a run.")
-    return found
+    for name, kind in shape.items():
+        if found.get(name) is not None and not isinstance(found[name], kind):
+            raise BadRun(f'{path}: "{name}" is a {type(found[name]).__name__}, a {kind.__name__} is expected; it is not the file of a run.')
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def numbers_of(figures: Any) -> dict[str, Any]:
+    """The figures of a split that are numbers, or intervals of two."""
+
+    def is_number(value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+
+    def is_figure(name: str, value: Any) -> bool:
+        if name.endswith("_interval"):
+            return isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
+        return is_number(value)
+
+    return {name: value for name, value in figures.items() if is_figure(name, value)} if isinstance(figures, dict) else {}
 
 
 def _stores_by_name(files: RunFiles) -> Iterator[Path]:
@@ -188,11 +217,11 @@ class _FoundStore:
 
 def _find_store(files: RunFiles, result: dict[str, Any]) -> tuple[_FoundStore | None, str]:
     """The store that the run was made from; or None, and why there is none."""
-    told = [files.folder / result["files"]["store"]] if isinstance(result.get("files"), dict) and "store" in result["files"] else []
+    told = [files.folder / str(result["files"]["store"])] if "store" in result.get("files", {}) else []
     there = [path for path in [*told, *_stores_by_name(files)] if path.is_file()]
     if not there:
         return None, f"{store_stem(files.stem)}.sqlite"
-    wanted = (result.get("fingerprints") or {}).get("data")
+    wanted = result.get("fingerprints", {}).get("data")
     for path in there:
         try:
             with Store.open(path) as store:
@@ -208,7 +237,7 @@ def _check_one_run(found: RunResults) -> None:
     if found.predictions is None:
         return
     predictions, names = found.predictions.predictions, found.predictions.label_names
-    figures = (found.result.get("figures") or {}).get("test") or {}
+    figures = numbers_of(found.result.get("figures", {}).get("test"))
     is_regression = found.task_type == "regression"
     said: tuple[str, str] | None = None
     if is_regression != (found.predictions.task_type == "regression") and found.predictions.has_samples:

@@ -47,6 +47,12 @@ def make_run(tiny_tokenizer: Path, tmp_path: Path) -> MakeRun:
     return make
 
 
+@pytest.fixture
+def a_run(make_run: MakeRun) -> RunFiles:
+    """One finished run with its store."""
+    return make_run()
+
+
 def write_source(path: Path, names: Sequence[str], samples: int) -> None:
     """Texts of 2 to 40 words; labels in turn, or numbers where there are no names."""
     rng = random.Random(0)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from bert_train_parallel import metrics
 from bert_train_parallel.analysis import analyse
+from bert_train_parallel.analysis.cli import main
 from bert_train_parallel.analysis.predictions_file import read_predictions
 from bert_train_parallel.data.store import Store
 from bert_train_parallel.errors import BadRun
@@ -208,3 +212,40 @@ def test_a_folder_or_file_without_a_run_is_said(tmp_path: Path) -> None:
     (tmp_path / "texts.csv").write_text("text,label\na,b\n")
     with pytest.raises(BadRun, match=r"Train first: launch.py bert_train_parallel.py .*texts.csv"):
         analyse(tmp_path / "texts.csv")
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 10**20) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+def places(value: object, above: tuple[str | int, ...] = ()) -> Iterator[tuple[str | int, ...]]:
+    """Where the members of a JSON value stand, those inside others too."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, member in inside:
+        yield (*above, name)
+        yield from places(member, (*above, name))
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(["result", "stats"]), st.data(), JSON_VALUES)
+def test_any_value_in_the_json_files_is_read_or_refused_with_a_sentence(
+    a_run: RunFiles, capsys: pytest.CaptureFixture[str], which: str, data: st.DataObject, value: object
+) -> None:
+    path: Path = getattr(a_run, which)
+    before = path.read_text()
+    changed = json.loads(before)
+    *above, last = data.draw(st.sampled_from(list(places(changed))))
+    inside = changed
+    for name in above:
+        inside = inside[name]
+    inside[last] = value
+    path.write_text(json.dumps(changed))
+    try:
+        codes = {main([str(path)]), main([str(path), str(path), "--errors", "0"])}
+    finally:
+        path.write_text(before)
+    assert codes <= {0, 2}
+    assert "Traceback" not in capsys.readouterr().err
