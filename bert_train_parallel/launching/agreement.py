@@ -30,6 +30,10 @@ from bert_train_parallel.processes import Interrupts, signal_name
 CLOSE_WITHIN_S = 5.0
 
 
+class NotTheMaster(BadSetting):
+    """`--node_rank 0` on a machine that does not have the master's address."""
+
+
 class Inbox:
     """Messages from the channel's thread to the launcher's, with a descriptor to wait on."""
 
@@ -71,7 +75,10 @@ class Channel:
         self.unread: collections.deque[Message] = collections.deque()
         self.over = False
         self.loop = asyncio.new_event_loop()
-        master = master_address(request)
+        try:
+            master = master_address(request)
+        except NotTheMaster as mistake:  # the master that was named waits for this node, and must hear why it does not come
+            master, hello = request.master_addr, replace(hello, node_rank=None, problem=str(mistake))
         if master is None:
             self.link: Master | Member = Master(request, replace(hello, node_rank=0), self.inbox.put)
         else:
@@ -219,7 +226,7 @@ def master_address(request: LaunchRequest) -> str | None:
         return request.master_addr or first
     if request.node_rank == 0 or (request.node_rank is None and request.master_addr is None):
         if request.master_addr is not None and not any(map(network.is_own, network.resolve(request.master_addr))):
-            raise BadSetting(
+            raise NotTheMaster(
                 f"--master_addr {request.master_addr} is not an address of this machine, and --node_rank 0 makes it the master. "
                 f"Give this node's own address ({own_in_words()}), or another --node_rank."
             )

@@ -141,7 +141,8 @@ class Master:
                 self._give_up()
             elif loop.time() - said >= REMIND_S:
                 said = loop.time()
-                self.say(f"still waiting for {self._missing()} on port {self.port}; here so far: {roll_call(self.hellos)}.")
+                how = "" if self.request.gpu_map or len(self.members) > 1 else f" Other nodes come with --master_addr {self.host}."
+                self.say(f"still waiting for {self._missing()} on port {self.port}; here so far: {roll_call(self.hellos)}.{how}")
 
     def _give_up(self) -> None:
         waited = f"Waited {self.request.join_timeout_s:g} s on {self.host}, port {self.port}"

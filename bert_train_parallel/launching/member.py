@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 
-from bert_train_parallel.errors import BertTrainParallelError, NodesDisagree, Unreachable
+from bert_train_parallel.errors import BadSetting, BertTrainParallelError, NodesDisagree, Unreachable
 from bert_train_parallel.launching import door, network, transfer, wire
 from bert_train_parallel.launching.hello import file_of, words
 from bert_train_parallel.launching.plan import PROTOCOL, Failure, Hello, LaunchRequest
@@ -17,6 +17,7 @@ from bert_train_parallel.rank import DEFAULT_PORT
 KNOCK_EVERY_S = 0.5
 ANSWER_WITHIN_S = 2.5  # so that a silent address is told of within 3 s
 REPEAT_S = 10.0
+TELL_WITHIN_S = 3.0  # a node that cannot take part says why to a master that can be reached, and waits no longer for one that cannot
 
 
 class Member:
@@ -86,12 +87,15 @@ class Member:
 
     async def _knock_until_joined(self) -> None:
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + self.request.join_timeout_s
+        patience = min(self.request.join_timeout_s, TELL_WITHIN_S) if self.hello.problem else self.request.join_timeout_s
+        deadline = loop.time() + patience
         while not self.over:
             started = loop.time()
             reason = await self._knock()
             if self.over:
                 return
+            if self.hello.problem and loop.time() > deadline:
+                raise BadSetting(self.hello.problem)
             if reason != self.reason or loop.time() - self.said_at >= REPEAT_S:
                 left = max(0.0, deadline - loop.time())
                 self._say(f"{reason}. Trying again for {left:.0f} s (--join_timeout).")

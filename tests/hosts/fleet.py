@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
+FLEETS = itertools.count()  # several fleets of one process are apart from each other
 NAMES = ("alpha", "beta", "gamma", "delta")
 
 
@@ -136,7 +138,7 @@ class Host:
 @contextlib.contextmanager
 def fleet(names: Sequence[str] = NAMES) -> Iterator[list[Host]]:
     """Hosts that reach each other by name and address, and nothing else."""
-    mark = f"bert{os.getpid()}"
+    mark = f"bert{os.getpid()}n{next(FLEETS)}"
     hub = f"{mark}-hub"
     hosts = [Host(name, f"{mark}-{name}", hub, f"10.77.0.{number}") for number, name in enumerate(names, 1)]
     known = "127.0.0.1 localhost\n::1 localhost\n" + "".join(

@@ -260,3 +260,17 @@ def test_check_agrees_measures_and_stops(hosts: list[Host]) -> None:
     for run in runs:
         assert run.wait(120) == 0, run.text
     all_say(runs[:1], "2 ranks on 2 nodes agree and reach each other (gloo)", "MB/s", "BERT-base (440 MB of gradients)")
+
+
+def test_a_second_master_that_names_the_first_one_is_told_on_both(hosts: list[Host]) -> None:
+    runs = [host.launch("--other_gpus", "1", "--node_rank", "0", "--master_addr", "alpha", host.script(SAY_WHO)) for host in hosts[:2]]
+    all_end(runs, 2)
+    all_say(runs, "--master_addr alpha is not an address of this machine", "beta cannot take part")
+
+
+def test_a_node_that_cannot_take_part_says_why_on_every_node(hosts: list[Host]) -> None:
+    alpha = hosts[0].launch("--other_gpus", "1", hosts[0].script(SAY_WHO))
+    flags = ["--other_gpus", "1", "--node_rank", "1", "--master_addr", "alpha", "--device", "cuda"]
+    beta = hosts[1].launch(*flags, hosts[1].script(SAY_WHO))
+    all_end([alpha, beta], 2)
+    all_say([alpha, beta], "beta cannot take part", "--device cuda")
