@@ -28,8 +28,9 @@ h1 { font-size: 1.6rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margi
 .wide { overflow-x: auto; }
 .charts { display: flex; flex-wrap: wrap; gap: 0 2rem; } figure { margin: 0; max-width: 100%; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #e2e8f0; vertical-align: top; }
-th { font-weight: 600; } td.left, th.left { text-align: left; min-width: 7rem; max-width: 34rem; overflow-wrap: anywhere; }
+th, td { padding: .25rem .7rem; text-align: right; white-space: nowrap; border-bottom: 1px solid #e2e8f0; vertical-align: top; }
+th { font-weight: 600; } td.left, th.left { text-align: left; white-space: normal;
+  min-width: 7rem; max-width: 34rem; overflow-wrap: anywhere; }
 img { max-width: 100%; height: auto; display: block; margin: .5rem 0; }
 img.large { max-width: none; }
 @media print { body { margin: 0; max-width: none; } h2 { break-after: avoid; }
@@ -54,7 +55,7 @@ def write_report(analysis: Analysis, folder: Path | None = None) -> Analysis:
 def write_comparison(comparison: Comparison, folder: Path) -> Path:
     """The page of several runs side by side, and its charts; raises as `write_report` does."""
     charts = draw_comparison(comparison)
-    names = " and ".join(run.name for run in comparison.runs)
+    names = ", ".join(run.name for run in comparison.runs)
     parts = [*map(_table, tables_of_comparison(comparison)), _pictures(charts)]
     return _write(folder, charts, page_of(f"Comparison of {names}", parts))
 
@@ -116,7 +117,7 @@ def _picture(chart: Chart) -> str:
     data = base64.b64encode(chart.svg).decode()
     title = _words(chart.title)
     # names beside a large matrix can be read at its own size only: it is scrolled, not shrunk
-    kind = ' class="large"' if chart.width > 12 else ""
+    kind = ' class="large"' if chart.width > 15 else ""
     return f'<figure><h2>{title}</h2><div class="wide"><img{kind} alt="{title}" src="data:image/svg+xml;base64,{data}"></div></figure>'
 
 
