@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import os
 import statistics
@@ -92,12 +93,10 @@ def run_ours(flags: list[str], args: argparse.Namespace, seed: int, folder: Path
     events = [json.loads(line) for line in (folder / f"train-{name}_progress.jsonl").read_text().splitlines()]
     steps = [event for event in events if event["kind"] == "step"]
     result = json.loads((folder / f"train-{name}_RESULT.json").read_text())
-    seconds = sum(  # of the steps alone: what lies between two epochs is validation
-        later["time"] - earlier["time"] for earlier, later in zip(steps, steps[1:], strict=False) if later["epoch"] == earlier["epoch"]
-    )
-    rows = sum(
-        later["step"] - earlier["step"] for earlier, later in zip(steps, steps[1:], strict=False) if later["epoch"] == earlier["epoch"]
-    )
+    # of the steps alone: what lies between two epochs is validation
+    within = [(earlier, later) for earlier, later in itertools.pairwise(steps) if later["epoch"] == earlier["epoch"]]
+    seconds = sum(later["time"] - earlier["time"] for earlier, later in within)
+    rows = sum(later["step"] - earlier["step"] for earlier, later in within)
     return {
         "samples_per_s": rows * args.batch_size / seconds,
         "first_step_s": steps[0]["time"] - started,
@@ -157,10 +156,8 @@ def main() -> int:
     ours = figures["bert_train_parallel"]["samples_per_s"]
     print(f"\n{'':38} samples/s  ours/this  first step s  peak MB  test accuracy, by seed")
     for name, row in figures.items():
-        print(
-            f"{name:38} {row['samples_per_s']:9.1f}  {ours / row['samples_per_s']:8.2f}x  {row['first_step_s']:12.1f}  {row['peak_mb']:7.0f}  "
-            f"{row.get('accuracies', '')}"
-        )
+        speed = f"{row['samples_per_s']:9.1f}  {ours / row['samples_per_s']:8.2f}x"
+        print(f"{name:38} {speed}  {row['first_step_s']:12.1f}  {row['peak_mb']:7.0f}  {row.get('accuracies', '')}")
     asked = {key: str(value) for key, value in vars(args).items() if value is not None and key != "model_folder"}
     record("training", {"asked": asked, "median": figures})
     return 0
