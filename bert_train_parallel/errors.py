@@ -5,6 +5,7 @@ BertTrainParallelError            a sentence for the user; the command prints it
 │   └── BadGpuMap                 GPU counts that cannot be: a JSON map, --here_gpus, --other_gpus
 ├── BadSource                     the file or data set named as input
 │   └── BadStore                  a .sqlite file that is not a finished store of ours
+│       └── DamagedStore          a store of ours that can no longer be read, and may be built anew
 ├── BadModel                      a model, tokenizer or label list that cannot be loaded
 ├── BadCheckpoint                 a checkpoint that is damaged, or of another run
 ├── BadRun                        result files that are missing or do not fit together
@@ -50,6 +51,10 @@ class BadSource(BertTrainParallelError):
 
 class BadStore(BadSource):
     """A `.sqlite` file is not a finished store of ours, or not for these settings."""
+
+
+class DamagedStore(BadStore):
+    """A store of ours is cut short, damaged or of another format; it may be built anew in its place."""
 
 
 class BadModel(BertTrainParallelError):
