@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 _LINUX = sys.platform == "linux"
 _PR_SET_PDEATHSIG = 1
@@ -80,11 +80,12 @@ def start(
     )
 
 
-def descendants(root: int) -> list[int]:
-    """All living processes below `root`, parents before children; `root` itself is left out."""
+def descendants(root: int, without: Collection[int] = ()) -> list[int]:
+    """All living processes below `root`, parents before children; those of `without` are left out, with all below them."""
     children: dict[int, list[int]] = {}
     for pid, parent in _living():
-        children.setdefault(parent, []).append(pid)
+        if pid not in without:
+            children.setdefault(parent, []).append(pid)
     found: list[int] = []
     level = children.get(root, [])
     while level:

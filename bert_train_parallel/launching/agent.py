@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import selectors
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from bert_train_parallel import processes
 from bert_train_parallel.errors import BadSetting, not_writable
+from bert_train_parallel.gpus import HELD_VARIABLE
 from bert_train_parallel.launching import output
 from bert_train_parallel.launching.command import environment_for
 from bert_train_parallel.launching.plan import Failure, LaunchRequest, WorldPlan
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 SETTLE_S = 2.0  # how long the failure of a rank that lost its peer waits for the failure that was the cause
 FAILED_GRACE_S = 1.5  # on several nodes: ranks whose peer has failed hang in a collective, with nothing to save
+UNREAD_S = 1.0  # how long a launch that was stopped waits for a terminal that does not take what was printed
 LEFTOVERS_S = 1.0  # between SIGTERM and SIGKILL for what ranks left behind when they ended well
 
 
@@ -117,6 +120,8 @@ class _Agent:
         self._decide_at: float | None = None  # when the first failure is named
         self._kill_at: float | None = None  # when the grace of those that were asked to end is over
         self._asked: set[int] = set()  # processes that were asked to end
+        self._is_unread = False  # the terminal or pipe that was printed to has gone
+        self._late_signal = 0  # one that came after the first failure
         self._stopped_by = 0  # the signal that ended the launch
 
     @property
@@ -191,15 +196,29 @@ class _Agent:
         for stream in self._streams:
             stream.close()
         self._selector.close()
-        output.drain(self._sinks, self._interrupts.filenos(), wait_s=1.0 if self._stopped_by else None)
+        self._drain()
+        if self._late_signal:  # too late for this attempt: whoever waits next must hear it
+            os.kill(os.getpid(), self._late_signal)
+
+    def _drain(self) -> None:
+        """Wait until what was printed is read; not for long when the launch was stopped, and no longer when it is."""
+        deadline = time.monotonic() + (UNREAD_S if self._stopped_by else float("inf"))
+        while waiting := [sink.descriptor for sink in self._sinks if sink.backlog]:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return
+            if select.select(self._interrupts.filenos(), waiting, [], min(left, 60.0))[0]:
+                self._read_signals()
+                deadline = deadline if not self._stopped_by else min(deadline, time.monotonic() + UNREAD_S)
+            self._show()
 
     def _show(self) -> None:
         """Pass output on; a reader that has gone (`| head`, a closed terminal) does not end a run that may have cost days."""
         for sink in self._sinks:
-            was_open = not sink.closed
             sink.flush()
-            if was_open and sink.closed:
-                self._say(f"nobody reads the output any more; the run goes on, with its output in {self._folder}")
+        if not self._is_unread and any(sink.closed for sink in self._sinks):
+            self._is_unread = True
+            self._say(f"nobody reads the output any more; the run goes on, with its output in {self._folder}")
 
     def _is_over(self) -> bool:
         """Whether no process of this attempt is left; what ranks that ended well left behind is asked to end."""
@@ -229,7 +248,7 @@ class _Agent:
     def _wait_s(self) -> float | None:
         """Seconds until something is due although nothing arrives; None: nothing is."""
         if self._asked or not self._living:
-            return 0.01  # processes that are not our children may be left, and nothing tells when those end
+            return 0.1  # a process that is not our child may end and leave others, and nothing tells us
         due = [moment for moment in (self._decide_at, self._kill_at) if moment is not None]
         return max(0.0, min(due) - time.monotonic()) if due else None
 
@@ -239,7 +258,9 @@ class _Agent:
                 continue
             asked_before = self._stopped_by
             self._stopped_by = self._stopped_by or number
-            if not asked_before:
+            if not asked_before and self.first_failure is not None:
+                self._late_signal = signal.SIGTERM if number == signal.SIGKILL else number
+            elif not asked_before:
                 words = "stopped by Ctrl-C" if number == signal.SIGINT else f"stopped by {processes.signal_name(number)}"
                 self._fail(Failure(self._host, None, "stopped", 128 + number, f"{words} on {self._host}."), is_ours=True)
             if number == signal.SIGKILL or number == asked_before == signal.SIGINT:
@@ -308,11 +329,9 @@ class _Agent:
 
     def _ask_leftovers(self) -> None:
         """Ask what is not below a living rank, since its rank has gone."""
-        below_ranks = {one.process.pid for one in self._living}
-        for one in self._living:
-            below_ranks.update(processes.descendants(one.process.pid))
-        for pid in processes.descendants(os.getpid()):
-            if pid not in below_ranks and pid not in self._asked:
+        ranks = [one.process.pid for one in self._living]
+        for pid in processes.descendants(os.getpid(), without=ranks):
+            if pid not in self._asked:
                 processes.send(pid, signal.SIGTERM)
                 self._asked.add(pid)
 
@@ -341,6 +360,7 @@ def rank_environment(rank: Rank, request: LaunchRequest, devices: Sequence[str],
         variables["OMP_WAIT_POLICY"] = "passive"  # idle threads that spin would take the cores of other ranks
     variables |= given | environment_for(request.command, given) | request.environment | rank.to_environ()
     variables.pop("TORCHELASTIC_USE_AGENT_STORE", None)  # from a torchrun around us: it would send ranks to that one's store
+    variables.pop(HELD_VARIABLE, None)  # open files of the launcher, which ranks do not get
     if rank.device == "cuda":
         variables |= {"CUDA_VISIBLE_DEVICES": ",".join(devices), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     elif request.device == "cpu":

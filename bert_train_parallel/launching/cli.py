@@ -68,10 +68,7 @@ def _guarded(body: Callable[[Interrupts], int]) -> int:
 
 
 def _launch(request: LaunchRequest, claim: gpus.Claim, interrupts: Interrupts, quiet: bool, problem: str) -> int:
-    result = launch_node(request, claim, interrupts, _nothing if quiet else say, problem=problem)
-    if result.first_failure:
-        say(result.first_failure.words)
-    return result.exit_code
+    return launch_node(request, claim, interrupts, say=_nothing if quiet else say, warn=say, problem=problem).exit_code
 
 
 def _launch_everywhere(arguments: argparse.Namespace, interrupts: Interrupts) -> int:

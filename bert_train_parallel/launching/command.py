@@ -71,21 +71,19 @@ def checkout_path(given: Mapping[str, str]) -> dict[str, str]:
 
 
 def source_of(arguments: Sequence[str]) -> str | None:
-    """The input among our trainer's arguments: the word that is no flag's value, or reads like a data file.
+    """The input among our trainer's arguments, told without its parser: a word that follows no flag, or reads like a data file.
 
     >>> source_of(["--epochs", "2", "data/leanings.csv", "-t", "tweet"])
     'data/leanings.csv'
-    >>> source_of(["leanings.sqlite", "--resume"]), source_of(["-h"])
+    >>> source_of(["--resume", "leanings.sqlite"]), source_of(["-h"])
     ('leanings.sqlite', None)
     """
     endings = (".csv", ".tsv", ".tab", ".txt", ".jsonl", ".json", ".parquet", ".sqlite", ".gz")
-    free = [
-        word
-        for before, word in zip(["", *arguments], arguments, strict=False)
-        if not word.startswith("-") and (not before.startswith("-") or "=" in before)
-    ]
+    pairs = [(word, before) for before, word in zip(["", *arguments], arguments, strict=False) if not word.startswith("-")]
+    free = [word for word, before in pairs if not before.startswith("-") or "=" in before]
     data = [word for word in free if word.endswith(endings)]
-    return next(iter([*data, *free]), None)
+    after_a_switch = [word for word, _ in pairs if word.endswith(endings)]
+    return next(iter([*data, *free, *after_a_switch]), None)
 
 
 def option_of(arguments: Sequence[str], *names: str) -> str | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
 
 from bert_train_parallel import gpus
 from bert_train_parallel.launching.agent import LaunchEvent, OnEvent, run_ranks
@@ -21,13 +20,21 @@ Say = Callable[[str], None]
 
 
 def launch_node(
-    request: LaunchRequest, claim: gpus.Claim, interrupts: Interrupts, say: Say, on_event: OnEvent | None = None, problem: str = ""
+    request: LaunchRequest,
+    claim: gpus.Claim,
+    interrupts: Interrupts,
+    *,
+    say: Say,
+    warn: Say,
+    on_event: OnEvent | None = None,
+    problem: str = "",
 ) -> LaunchResult:
     """Run this node's part of a launch until it is over on every node; the caller is guarded (`processes.guarded`).
 
     Args:
         claim: this node's devices.
         say: takes the lines that a quiet launch leaves out.
+        warn: takes those that it does not: how the launch failed.
         problem: why this node cannot take part; all nodes hear it, and stop.
     Raises:
         NodesDisagree, Unreachable, BadSetting, NotWritable: the ranks cannot be started.
@@ -52,11 +59,12 @@ def launch_node(
         result = run_attempts(world, run_attempt, interrupts)
     finally:
         world.close()
-    if result.exit_code == 0:
+    if result.first_failure is None:
         logs.remove_temporary()
-    elif result.first_failure:
+    elif not logs.have_said(result.first_failure):
+        warn(result.first_failure.words)
         logs.point_to(result.first_failure, say)
-    return replace(result, first_failure=result.first_failure and logs.without_repeats(result.first_failure))
+    return result
 
 
 def make_world(request: LaunchRequest, claim: gpus.Claim, say: Say, problem: str = "") -> World:
@@ -143,11 +151,10 @@ class Logs:
         if failure.kind in ("exit", "signal") and os.path.exists(log):
             say(f"the whole output of rank {failure.rank} is in {log}")
 
-    def without_repeats(self, failure: Failure) -> Failure | None:
-        """The failure, unless its one sentence has been printed by the rank itself already."""
+    def have_said(self, failure: Failure) -> bool:
+        """Whether the one sentence of a failure has been printed by the first rank itself already."""
         from bert_train_parallel.launching.failures import SAID_IN_FULL
 
         if failure.kind not in SAID_IN_FULL or failure.rank is None:
-            return failure
-        shown = "\n".join(last_lines(os.path.join(self._last, "rank_0.log")))
-        return None if failure.words in shown else failure
+            return False
+        return failure.words in "\n".join(last_lines(os.path.join(self._last, "rank_0.log")))

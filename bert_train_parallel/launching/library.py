@@ -110,11 +110,14 @@ def serve(events: int) -> int:
     request = LaunchRequest(**{**fields, "command": tuple(fields["command"]), "devices": tuple(fields["devices"])})
 
     def tell(message: dict[str, Any]) -> None:
-        os.write(events, json.dumps(message).encode() + b"\n")
+        with contextlib.suppress(BrokenPipeError):  # the caller has gone; the end of standard input ends the launch
+            os.write(events, json.dumps(message).encode() + b"\n")
 
     def body(interrupts: Interrupts) -> int:
         try:
-            result = launch_node(request, claim, interrupts, lambda words: None, lambda event: tell({"event": asdict(event)}))
+            result = launch_node(
+                request, claim, interrupts, say=_nothing, warn=_nothing, on_event=lambda event: tell({"event": asdict(event)})
+            )
         except errors.BertTrainParallelError as error:
             tell(_as_message(error))
             return error.exit_code
@@ -127,6 +130,10 @@ def serve(events: int) -> int:
         tell(_as_message(error))
         return error.exit_code
     return guarded(body, lifeline)
+
+
+def _nothing(words: str) -> None:
+    """The caller has it all in the events and the result."""
 
 
 def _as_message(error: errors.BertTrainParallelError) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import re
 import select
-from collections.abc import Sequence
 
 LONGEST_LINE = 64 * 1024  # bytes; a longer line is shown in pieces, and is whole in the log
 _CHUNK = 64 * 1024
@@ -160,19 +159,3 @@ def last_lines(path: str, count: int = 20, most: int = 64 * 1024) -> list[str]:
         return []
     lines = [line.rstrip("\r").rpartition("\r")[2].rstrip() for line in text.split("\n")]
     return [line[:2000] for line in lines if line][-count:]
-
-
-def drain(sinks: Sequence[Sink], interrupts: Sequence[int], wait_s: float | None) -> None:
-    """Pass on what is left to show; stops when `wait_s` is over (None: never) or when an interrupt arrives."""
-    import time
-
-    deadline = None if wait_s is None else time.monotonic() + wait_s
-    while waiting := [sink.descriptor for sink in sinks if sink.backlog]:
-        left = None if deadline is None else deadline - time.monotonic()
-        if left is not None and left <= 0:
-            return
-        stopped, _, _ = select.select(interrupts, waiting, [], left)
-        if stopped:
-            return
-        for sink in sinks:
-            sink.flush()

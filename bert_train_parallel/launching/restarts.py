@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -41,6 +42,9 @@ class Alone:
         if not self.begun:
             self.begun = True
             return Start(self.plan, 0)
+        for number in interrupts.read():
+            if number != signal.SIGCHLD and self.failure:  # it came while a failed attempt ended: no other one is wanted
+                return End(self.failure)
         step = next_step(self.request, self.failure, lost=0, restarts=self.restarts)
         if not step.again:
             return End(self.failure)

@@ -1,0 +1,134 @@
+"""Flags of the launcher: each mistake is one line and exit code 2, and nothing is started."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bert_train_parallel.errors import BadGpuMap, BadSetting
+from bert_train_parallel.launching.cli import read_arguments, read_request
+
+from .conftest import Launcher
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["--here_gpus", "0", "a.py"], "--here_gpus"),
+        (["--here_gpus", "-1", "a.py"], "--here_gpus"),
+        (["--here_gpus", "x", "a.py"], "--here_gpus"),
+        (["--here_gpus"], "--here_gpus"),
+        (["--other_gpus", "-2", "a.py"], "--other_gpus -2"),
+        (["--other_gpus", "none.json", "a.py"], "none.json"),
+        (["--gpu_map", "none.json", "a.py"], "none.json"),
+        (["--gpu_map", "a.json", "--other_gpus", "1", "a.py"], "--gpu_map and --other_gpus"),
+        (["--node_rank", "1", "a.py"], "--node_rank 1"),
+        (["--elastic", "a.py"], "--elastic"),
+        (["--master_port", "70000", "a.py"], "--master_port"),
+        (["--grace", "soon", "a.py"], "--grace"),
+        (["--device", "tpu", "a.py"], "--device"),
+        (["--unknown", "a.py"], "--unknown"),
+        (["--ssh", "a.py"], "--gpu_map"),
+        (["--job_token", "x", "--job_token_file", "y", "a.py"], "--job_token"),
+        (["--job_token_file", "none", "a.py"], "none"),
+        (["-m", "--no_python", "a.py"], "-m and --no_python"),
+        (["none.py"], "none.py: no such file"),
+        (["folder"], "folder is a folder"),
+        (["--no_python", "a.py"], "chmod +x a.py"),
+        (["--no_python", "no-such-program"], "no-such-program"),
+        (["--no_python", "bad.sh"], "bad.sh cannot be started"),
+        ([], "nothing to launch"),
+    ],
+)
+def test_a_mistake_is_one_line_and_starts_nothing(launcher: Launcher, words: list[str], said: str) -> None:
+    launcher.script("open('started', 'w')", "a.py")
+    (launcher.folder / "folder").mkdir()
+    launcher.script("#!/no/such/interpreter\n", "bad.sh")
+    (launcher.folder / "bad.sh").chmod(0o755)
+    launch = launcher.run("-q", *words)
+    assert launch.process.returncode == 2
+    assert len(launch.err.splitlines()) == 1, launch.err
+    assert said in launch.err
+    assert launch.out == ""
+    assert not (launcher.folder / "started").exists()
+
+
+def test_a_dry_run_shows_ranks_variables_and_command_and_starts_nothing(launcher: Launcher) -> None:
+    launcher.script("open('started', 'w')", "a.py")
+    for spelling in ("--dry_run", "--dry-run"):
+        launch = launcher.run(spelling, "--here_gpus", "3", "a.py", "--epochs", "2")
+        assert launch.process.returncode == 0
+        for words in ("0-2", "CPU", "a.py --epochs 2", "WORLD_SIZE=3", "MASTER_PORT="):
+            assert words in launch.out
+    assert not (launcher.folder / "started").exists()
+
+
+def test_a_dry_run_of_a_map_shows_every_node_with_its_ranks(launcher: Launcher) -> None:
+    launcher.script("", "a.py")
+    launcher.script('{"alpha": 2, "localhost": 3}', "gpus.json")
+    launch = launcher.run("--dry_run", "--gpu_map", "gpus.json", "--host", "localhost", "a.py")
+    rows = [line.split() for line in launch.out.splitlines()[:3]]
+    assert [row[0::2][:2] for row in rows] == [["node", "ranks"], ["0", "0-1"], ["1", "2-4"]], launch.err
+    assert "RANK=2" in launch.out
+
+
+def test_the_map_may_be_named_by_either_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.py").touch()
+    Path("gpus.json").write_text('{"alpha": 2, "127.0.0.1": 3}')
+    requests = [
+        read_request(read_arguments([flag, "gpus.json", "--host", "alpha", "a.py"])) for flag in ("--gpu_map", "--other_gpus", "--gpu-map")
+    ]
+    assert requests[0] == requests[1] == requests[2]
+    assert (requests[0].gpu_map, requests[0].node_rank, requests[0].here) == ({"alpha": 2, "127.0.0.1": 3}, 0, 2)
+
+
+def test_our_trainer_is_known_by_name_and_no_file_shadows_the_package(launcher: Launcher) -> None:
+    (launcher.folder / "bert_train_parallel").mkdir()  # as where this project was cloned
+    for name in ("bert_train_parallel.py", "bert_train_parallel"):
+        launch = launcher.run(name, "--help")
+        assert launch.process.returncode == 0, launch.err
+        assert "--epochs" in launch.out
+    launcher.script("print('my own file')", "bert_train_parallel.py")
+    assert launcher.run("bert_train_parallel.py").out == "my own file\n"
+
+
+def test_the_output_of_our_trainer_is_kept_beside_its_run(launcher: Launcher) -> None:
+    launcher.run("bert_train_parallel.py", "--run", "first", "data/none.csv")
+    assert len(list(launcher.folder.glob("data/none-first_logs/*/rank_0.log"))) == 1
+
+
+def test_a_script_that_is_not_ours_leaves_no_log_when_it_ends_well(launcher: Launcher) -> None:
+    script = launcher.script("import sys; sys.exit(int(sys.argv[1]))")
+    launcher.run(script, "0")
+    assert list(launcher.folder.glob("launch-*")) == []
+    failed = launcher.run(script, "1")
+    log = failed.err.strip().rpartition(" ")[2]
+    assert Path(log).parent.parent.parent == launcher.folder, failed.err
+
+
+def test_a_port_that_is_taken_is_said_before_anything_starts(launcher: Launcher) -> None:
+    import socket
+
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+        launch = launcher.run("-q", "--master_port", str(port), launcher.script(""))
+    assert launch.process.returncode == 2
+    assert f"port {port}" in launch.err
+
+
+def test_help_loads_the_standard_library_alone() -> None:
+    code = "import sys, bert_train_parallel.launching.cli as cli\ntry: cli.main(['--help'])\nexcept SystemExit: print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[0] for name in done.stdout.splitlines()[-1].split()}
+    assert not loaded & {"torch", "numpy", "pydantic", "asyncio", "pynvml"}
+
+
+def test_contradictions_are_found_without_starting_anything() -> None:
+    with pytest.raises(BadGpuMap):
+        read_request(read_arguments(["--other_gpus", "-1", "-m", "x"]))
+    with pytest.raises(BadSetting):
+        read_arguments(["--max_restarts", "many", "-m", "x"])
