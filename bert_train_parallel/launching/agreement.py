@@ -17,8 +17,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
-from bert_train_parallel import errors
-from bert_train_parallel.errors import BadSetting, LaunchFailed
+from bert_train_parallel.errors import BadSetting, BertTrainParallelError, LaunchFailed, NodesDisagree, NotWritable, Unreachable
 from bert_train_parallel.launching import network, wire
 from bert_train_parallel.launching.master import Master
 from bert_train_parallel.launching.member import Member
@@ -28,6 +27,7 @@ from bert_train_parallel.launching.world import End, Start
 from bert_train_parallel.processes import Interrupts, signal_name
 
 CLOSE_WITHIN_S = 5.0
+REFUSALS: dict[str, type[BertTrainParallelError]] = {kind.__name__: kind for kind in (BadSetting, NodesDisagree, NotWritable, Unreachable)}
 
 
 class NotTheMaster(BadSetting):
@@ -91,9 +91,8 @@ class Channel:
         self.loop.set_exception_handler(self._crashed)
         try:
             self.loop.run_until_complete(self.link.run())
-        except BaseException:
+        except Exception:
             self.inbox.put({"kind": "crashed", "words": traceback.format_exc()})
-            raise
         finally:
             self.loop.close()
 
@@ -116,6 +115,8 @@ class Channel:
                 self.say(message["words"])
             elif message["kind"] == "stop" or (message["kind"] == "end" and message["failure"]):
                 stops.append(wire.failure_from(message["failure"]))
+            elif message["kind"] == "crashed":
+                stops.append(Failure(os.uname().nodename, None, "lost", 1, "the control channel failed."))
             if message["kind"] not in ("say", "stop"):
                 later.append(message)
         self.unread = later
@@ -147,25 +148,31 @@ class Channel:
         """
         while True:
             while self.unread:
-                message = self.unread.popleft()
-                if message["kind"] == "say":
-                    self.say(message["words"])
-                elif message["kind"] == "plan":
-                    plan = wire.plan_from(message["plan"])
-                    self.attempt = plan.attempt
-                    self.environment = self._environment()
-                    return Start(plan, message["node_rank"])
-                elif message["kind"] == "end":
-                    self.over = True
-                    return End(wire.failure_from(message["failure"]) if message["failure"] else None)
-                elif message["kind"] == "refused":
-                    self.over = True
-                    kind = getattr(errors, message["error"], errors.NodesDisagree)
-                    raise (kind if issubclass(kind, errors.BertTrainParallelError) else errors.NodesDisagree)(message["words"])
-                elif message["kind"] == "crashed":
-                    raise RuntimeError(f"the control channel failed:\n{message['words']}")
+                step = self._follow(self.unread.popleft())
+                if step is not None:
+                    return step
             self._wait(interrupts)
             self.unread.extend(self.inbox.take())
+
+    def _follow(self, message: Message) -> Start | End | None:
+        """What a message leads to, for a node that runs nothing."""
+        match message["kind"]:
+            case "say":
+                self.say(message["words"])
+            case "plan":
+                plan = wire.plan_from(message["plan"])
+                self.attempt = plan.attempt
+                self.environment = self._environment()
+                return Start(plan, message["node_rank"])
+            case "end":
+                self.over = True
+                return End(wire.failure_from(message["failure"]) if message["failure"] else None)
+            case "refused":
+                self.over = True
+                raise REFUSALS.get(message["error"], NodesDisagree)(message["words"])
+            case "crashed":
+                raise RuntimeError(f"the control channel failed:\n{message['words']}")
+        return None
 
     def _wait(self, interrupts: Interrupts) -> None:
         select.select([self.inbox.reading, *interrupts.filenos()], [], [])
