@@ -235,12 +235,14 @@ class Master:
         hosts = list(self.request.gpu_map or {})
         while True:
             await asyncio.sleep(1.0)
+            if self.phase != "gathering":
+                continue
             here = {hello.node_rank for hello in self.hellos}
-            for number, host in enumerate(hosts):
-                if number not in here and self.phase == "gathering" and not network.is_loopback(host):
-                    words = await door.ask_rival(self.request, self.host, "master", host, self.port)
-                    if words and self.phase == "gathering":
-                        self._refuse(words)
+            missing = [host for number, host in enumerate(hosts) if number not in here and not network.is_loopback(host)]
+            asked = [door.ask_rival(self.request, self.host, "master", host, self.port) for host in missing]
+            for words in filter(None, await asyncio.gather(*asked)):
+                if self.phase == "gathering":
+                    self._refuse(words)
 
     # running
 

@@ -193,7 +193,8 @@ def make_plan(request: LaunchRequest, hellos: Sequence[Hello], attempt: int = 0,
     """
     missing = missing_ranks(request, hellos)
     if missing:
-        raise NodesDisagree(f"{abs(missing)} GPUs {'are missing' if missing > 0 else 'too many'}: {roll_call(hellos)}.")
+        what = f"{abs(missing)} GPU{'s' * (abs(missing) != 1)}"
+        raise NodesDisagree(f"{what} {'missing' if missing > 0 else 'too many'}: {roll_call(hellos)}.")
     return WorldPlan(
         nodes=tuple(hello.node for hello in in_node_order(hellos)),
         master_addr=request.master_addr or "127.0.0.1",
@@ -215,7 +216,7 @@ def missing_ranks(request: LaunchRequest, hellos: Sequence[Hello]) -> int:
     4
     """
     if request.gpu_map:
-        here = {hello.node_rank for hello in hellos}
+        here = {0, *(hello.node_rank for hello in hellos[1:])}  # the first hello is the master's, whatever it says
         return sum(ranks for number, ranks in enumerate(request.gpu_map.values()) if number not in here)
     return hellos[0].ranks + request.others - sum(hello.ranks for hello in hellos)
 
@@ -253,12 +254,13 @@ def in_node_order(hellos: Sequence[Hello]) -> list[Hello]:
 def roll_call(hellos: Sequence[Hello]) -> str:
     """Who is here, with how many ranks.
 
-    >>> roll_call([Hello("alpha", 1), Hello("beta", 3, node_rank=1)])
-    'alpha (1 GPU), beta (3 GPUs, --node_rank 1)'
+    >>> roll_call([Hello("alpha", 1, devices=("GPU-5f2c",)), Hello("beta", 3, node_rank=1)])
+    'alpha (1 GPU), beta (3 CPU processes, --node_rank 1)'
     """
 
     def one(hello: Hello) -> str:
         number = "" if hello.node_rank is None else f", --node_rank {hello.node_rank}"
-        return f"{hello.host} ({hello.ranks} GPU{'s' * (hello.ranks != 1)}{number})"
+        kind = ("GPU", "GPUs") if hello.devices else ("CPU process", "CPU processes")
+        return f"{hello.host} ({hello.ranks} {kind[hello.ranks != 1]}{number})"
 
     return ", ".join(one(hello) for hello in hellos)

@@ -58,7 +58,7 @@ def test_without_node_ranks_the_order_of_arrival_counts_and_is_said(hosts: list[
 
 def test_a_node_that_comes_late_is_waited_for_aloud(hosts: list[Host]) -> None:
     runs = start_all(hosts[:2], [1, 1, 1], SAY_WHO)
-    runs[0].wait_for("still waiting for 1 GPU on port 29500; here so far: alpha (1 GPU", SOON_S)
+    runs[0].wait_for("still waiting for 1 GPU on port 29500; here so far: alpha (1 CPU process", SOON_S)
     runs[1].wait_for("still waiting for 1 GPU", SOON_S)
     late = hosts[2].launch("--here_gpus", "1", "--other_gpus", "2", "--node_rank", "2", "--master_addr", "alpha", hosts[2].script(SAY_WHO))
     all_end([*runs, late], 0)
@@ -74,7 +74,7 @@ def test_a_master_that_comes_late_is_waited_for_aloud(hosts: list[Host]) -> None
 def test_a_node_that_never_comes_is_named_at_the_deadline_on_every_node(hosts: list[Host]) -> None:
     runs = start_with_map(hosts[:2], {"alpha": 1, "beta": 1, "gamma": 4}, SAY_WHO, "--join_timeout", "2")
     all_end(runs, 2)
-    all_say(runs, "4 GPUs on gamma (4) never came; here: alpha (1 GPU", "--join_timeout")
+    all_say(runs, "4 GPUs on gamma (4) never came; here: alpha (1 CPU process", "--join_timeout")
 
 
 # mistakes: every node says the same sentence, with the node and the flag
@@ -98,8 +98,8 @@ def test_a_flag_that_differs_ends_every_node_with_its_name(hosts: list[Host], fl
     if words:
         all_say(runs, *words)
     else:  # beta takes itself for the master: nobody can tell that from a node that has not started, before the deadline
-        all_say([runs[0]], "1 GPU never came; here: alpha (1 GPU")
-        all_say([runs[1]], "2 GPUs never came; here: beta (1 GPU")
+        all_say([runs[0]], "1 GPU never came; here: alpha (1 CPU process")
+        all_say([runs[1]], "2 GPUs never came; here: beta (1 CPU process")
 
 
 def test_another_argument_file_or_script_is_named(hosts: list[Host]) -> None:

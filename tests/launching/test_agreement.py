@@ -299,7 +299,7 @@ def test_a_node_that_never_comes_ends_the_wait_with_who_is_here(nodes: Nodes) ->
     nodes.add("beta", 1, 3)
     found = nodes.follow()
     assert all(isinstance(error, Unreachable) for error in found.values()), found
-    assert all("2 GPUs never came; here: alpha (1 GPU" in str(error) for error in found.values())
+    assert all("2 GPUs never came; here: alpha (1 CPU process" in str(error) for error in found.values())
     assert all("--join_timeout" in str(error) for error in found.values())
 
 

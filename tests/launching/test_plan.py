@@ -53,7 +53,7 @@ def test_order_of_arrival_does_not_change_given_node_ranks(counts: list[int], or
 
 
 def test_a_world_that_is_not_complete_has_no_plan() -> None:
-    with pytest.raises(NodesDisagree, match="2 GPUs are missing"):
+    with pytest.raises(NodesDisagree, match="2 GPUs missing: alpha"):
         make_plan(LaunchRequest(("a.py",), here=1, others=3), [Hello("alpha", 1, others=3), Hello("beta", 1, others=3)])
 
 
@@ -74,6 +74,11 @@ def test_a_node_of_a_map_may_bring_fewer_ranks_than_the_map_says() -> None:
     hellos = [Hello("alpha", 1, node_rank=0), Hello("beta", 2, node_rank=1)]
     assert missing_ranks(request, hellos) == 0
     assert list(make_plan(request, hellos).ranks_on(1)) == [1, 2]
+
+
+def test_a_map_of_one_host_is_a_world_of_one_node() -> None:
+    plan = make_plan(LaunchRequest(("a.py",), gpu_map={"alpha": 2}, node_rank=0), [Hello("alpha", 2, others=0)])
+    assert (plan.world_size, plan.control_port) == (2, 0)
 
 
 def test_one_node_without_a_gpu_makes_the_backend_gloo_for_all() -> None:

@@ -1,0 +1,54 @@
+"""Training over several hosts comes to the same model as on one, also when a host is lost on the way."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .fleet import Host, Run, until
+from .launches import all_say, everything
+
+EXACT = ["--dtype", "float64", "--dropout", "0", "--epochs", "3", "--batch_size", "24", "--sequence_len", "32", "--seed", "5"]
+
+
+def train(hosts: list[Host], gpu_map: dict[str, int], source: Path, model: Path, *flags: str) -> list[Run]:
+    runs = []
+    for host in hosts:
+        shutil.copy(source, host.folder / source.name)
+        trainer = ["bert_train_parallel.py", source.name, "--model", str(model), *EXACT, "--quiet_progress", "--log_every", "1"]
+        runs.append(host.launch("--gpu_map", json.dumps(gpu_map), "--device", "cpu", *flags, *trainer, "--checkpoint_every", "5"))
+    return runs
+
+
+def losses(host: Host) -> dict[int, float]:
+    """The training loss of every step, as rank 0 logged it; of a step that was done twice, the later one."""
+    found = {}
+    for path in host.folder.glob("*_progress.jsonl"):
+        for line in path.read_text().splitlines():
+            event = json.loads(line)
+            if event["kind"] == "step":
+                found[event["step"]] = event["figures"]["loss"]
+    return found
+
+
+@pytest.mark.slow
+def test_a_host_lost_on_the_way_changes_no_loss(
+    hosts: list[Host], tiny_model: Path, write_csv: Callable[..., Path], tmp_path: Path
+) -> None:
+    source = write_csv(400)
+    alone = train(hosts[2:3], {"gamma": 1}, source, tiny_model)
+    assert alone[0].wait(200) == 0, alone[0].text
+    runs = train(hosts[:2], {"alpha": 2, "beta": 1}, source, tiny_model, "--elastic")
+    undisturbed = losses(hosts[2])
+    until(lambda: len(losses(hosts[0])) >= len(undisturbed) // 3 or runs[0].process.poll() is not None, 200, lambda: everything(runs))
+    assert len(losses(hosts[0])) < len(undisturbed), everything(runs)
+    hosts[1].kill()
+    assert runs[0].wait(200) == 0, everything(runs)
+    all_say(runs[:1], "starting again without beta (--elastic)")
+    found = losses(hosts[0])
+    assert found.keys() == undisturbed.keys()
+    assert max(abs(found[step] - undisturbed[step]) for step in found) < 1e-9
