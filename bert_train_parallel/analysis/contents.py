@@ -11,6 +11,7 @@ from bert_train_parallel import metrics
 from bert_train_parallel.analysis.report import Analysis, largest_confusions
 from bert_train_parallel.analysis.results import numbers_of, read_object
 from bert_train_parallel.analysis.tables import Table
+from bert_train_parallel.errors import BadRun
 from bert_train_parallel.run_files import RunFiles
 
 # name in figures -> how a reader knows it
@@ -53,22 +54,21 @@ def tables_of(analysis: Analysis, most_classes: int) -> list[Table]:
 
 def runs_table(runs: Sequence[RunFiles], shown: RunFiles) -> Table:
     """All runs that a file could mean, with their number for `--run`; oldest first."""
-    rows = []
-    for number, files in enumerate(runs, 1):
-        result = read_object(files.result)
-        test = numbers_of(result.get("figures", {}).get("test"))
-        figure = next((name for name in ("accuracy", "pearson") if name in test), None)
-        rows.append(
-            (
-                f"{number} {files.stem}",
-                f"{FIGURES[figure]} {_figure(test[figure])}" if figure else "",
-                "finished" if result else "not finished",
-                "shown here" if files == shown else "",
-            )
-        )
+    rows = [(f"{number} {files.stem}", *_state(files), "shown here" if files == shown else "") for number, files in enumerate(runs, 1)]
     order = "the newest" if shown == runs[-1] else "one"
     note = f"Shown is {order} of {len(runs)} runs; --run NUMBER or NAME shows another, --compare all side by side."
     return Table("Runs, the newest last", ("", "", "", ""), tuple(rows), note, frozenset({1, 2, 3}))
+
+
+def _state(files: RunFiles) -> tuple[str, str]:
+    """The figure of a run, and whether it is finished; a damaged one must not hide the others."""
+    try:
+        result = read_object(files.result)
+    except BadRun:
+        return "", "damaged"
+    test = numbers_of(result.get("figures", {}).get("test"))
+    figure = next((f"{FIGURES[name]} {_figure(test[name])}" for name in ("accuracy", "pearson") if name in test), "")
+    return figure, "finished" if result else "not finished"
 
 
 def settings_table(analysis: Analysis) -> Table:
@@ -207,7 +207,7 @@ def mistakes_table(analysis: Analysis) -> Table:
 
 def missing_table(analysis: Analysis) -> Table:
     """Which files were not there, and what could not be said without them."""
-    rows = tuple((file, f"without it: {lost}") for file, _, lost in (words.partition(": ") for words in analysis.missing))
+    rows = tuple((file, f"without it: {lost}") for file, _, lost in (words.rpartition(": ") for words in analysis.missing))
     return Table("Missing", ("", ""), rows, left=frozenset({1}))
 
 

@@ -74,8 +74,8 @@ def _read_numbers(path: Path) -> tuple[list[str], FloatArray]:
                 raise BadRun(f"{path} begins with the columns {','.join(columns)[:80]!r}. {_EXPECTED}")
             numeric = [number for number, column in enumerate(columns) if column in _NUMBERS or column.startswith(PROBABILITY)]
             values = np.loadtxt(file, delimiter=",", quotechar='"', comments=None, usecols=numeric, ndmin=2)
-    except FileNotFoundError:
-        raise BadRun(f"{path}: there is no such file.") from None
+    except OSError as error:
+        raise BadRun(f"{path} cannot be read: {error.strerror}.") from None
     except (ValueError, csv.Error) as error:
         raise BadRun(f"{path} is damaged: {' '.join(str(error).split())[:200]} {_EXPECTED}") from None
     if not len(values):

@@ -14,7 +14,6 @@ from bert_train_parallel.data.store import Store
 from bert_train_parallel.errors import BadRun, BadStore
 from bert_train_parallel.progress import Event, read_events
 from bert_train_parallel.run_files import RunFiles, store_stem
-from bert_train_parallel.tasks import Predictions
 
 # what analysis reads of the JSON files, and the types that it relies on
 _RESULT_SHAPE = {
@@ -43,10 +42,6 @@ class RunResults:
     task_type: str = "classification"  # as RESULT says, else the store, else the look of the predictions
     label_names: tuple[str, ...] = ()  # as RESULT says, else the store; none in files of the 2020 tool alone
     missing: tuple[str, ...] = ()
-
-    @property
-    def name(self) -> str:
-        return self.files.stem
 
 
 def find_runs(path: Path) -> list[RunFiles]:
@@ -176,6 +171,8 @@ def read_object(path: Path, shape: Mapping[str, type] = _RESULT_SHAPE) -> dict[s
         found = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)
     except FileNotFoundError:
         return {}
+    except OSError as error:
+        raise BadRun(f"{path} cannot be read: {error.strerror}.") from None
     except (ValueError, RecursionError) as error:
         raise BadRun(f"{path} is damaged: not JSON ({error}). Remove it to see what the other files say, or train again.") from None
     if not isinstance(found, dict):
@@ -227,42 +224,40 @@ def _find_store(files: RunFiles, result: dict[str, Any]) -> tuple[_FoundStore | 
             with Store.open(path) as store:
                 if wanted in (None, store.fingerprint):
                     return _FoundStore(path, store.task_type, tuple(store.label_names)), ""
-        except BadStore as error:
-            return None, str(error).rstrip(".")
-    return None, f"{there[0].name} has been rebuilt since this run with other settings or another source"
+        except BadStore:
+            return None, f"{path.name} (there, but not a store that can be read)"
+    return None, f"{there[0].name} (rebuilt since, with other settings or another source)"
 
 
 def _check_one_run(found: RunResults) -> None:
     """Raises BadRun where the predictions are not those that RESULT has the figures of."""
-    if found.predictions is None:
-        return
-    predictions, names = found.predictions.predictions, found.predictions.label_names
-    figures = numbers_of(found.result.get("figures", {}).get("test"))
-    is_regression = found.task_type == "regression"
-    said: tuple[str, str] | None = None
-    if is_regression != (found.predictions.task_type == "regression") and found.predictions.has_samples:
-        said = f"predictions of a {found.predictions.task_type}", f"a {found.task_type}"
-    elif not is_regression and names and found.label_names and names != found.label_names:
-        said = f"the classes {', '.join(names)[:80]}", f"the classes {', '.join(found.label_names)[:80]}"
-    elif not is_regression and not names and found.label_names and (code := _greatest_code(predictions)) >= len(found.label_names):
-        said = f"the class code {code}", f"names for {len(found.label_names)} classes"
-    elif figures.get("samples", len(predictions)) != len(predictions):
-        said = f"{len(predictions)} samples", f"{figures['samples']}"
-    else:
-        key = "mse" if is_regression else "accuracy"
-        computed = (
-            (predictions.predicted - predictions.truth) ** 2 if is_regression else predictions.predicted == predictions.truth
-        ).mean()
-        told = figures.get(key)
-        if isinstance(told, int | float) and not math.isclose(computed, told, rel_tol=1e-5, abs_tol=1e-9):
-            said = f"{key} {computed:.4f}", f"{told:.4f}"
-    if said:
+    contradiction = _contradiction(found.predictions, found) if found.predictions else None
+    if contradiction:
         other = found.files.result.name if found.result else found.store.name if found.store else "the run"
         raise BadRun(
-            f"{found.files.predictions.name} has {said[0]}, {other} {said[1]}: they are of different runs. "
+            f"{found.files.predictions.name} has {contradiction[0]}, {other} {contradiction[1]}: they are of different runs. "
             f"Put the files of one run together again, or remove the one that does not belong."
         )
 
 
-def _greatest_code(predictions: Predictions) -> int:
-    return max(int(predictions.truth.max()), int(predictions.predicted.max()))
+def _contradiction(file: PredictionsFile, run: RunResults) -> tuple[str, str] | None:
+    """What the predictions file says, and what RESULT or the store says instead; None where they agree."""
+    predictions, names = file.predictions, run.label_names
+    if file.has_samples and file.task_type != run.task_type:
+        return f"predictions of a {file.task_type}", f"a {run.task_type}"
+    if run.task_type == "classification" and names:
+        if file.label_names and file.label_names != names:
+            return f"the classes {', '.join(file.label_names)[:80]}", f"the classes {', '.join(names)[:80]}"
+        greatest = max(int(predictions.truth.max()), int(predictions.predicted.max()))
+        if greatest >= len(names):
+            return f"the class code {greatest}", f"names for {len(names)} classes"
+    figures = numbers_of(run.result.get("figures", {}).get("test"))
+    if figures.get("samples", len(predictions)) != len(predictions):
+        return f"{len(predictions)} samples", f"{figures['samples']}"
+    if run.task_type == "regression":
+        key, computed = "mse", float(((predictions.predicted - predictions.truth) ** 2).mean())
+    else:
+        key, computed = "accuracy", float((predictions.predicted == predictions.truth).mean())
+    if not math.isclose(computed, figures.get(key, computed), rel_tol=1e-5, abs_tol=1e-9):
+        return f"{key} {computed:.4f}", f"{figures[key]:.4f}"
+    return None

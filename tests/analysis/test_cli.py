@@ -139,6 +139,23 @@ def test_several_runs_of_a_store_are_listed_and_the_newest_is_shown(make_run: Ma
     assert "\nRun leanings-a\n" in printed(capsys, files.folder / "leanings.sqlite", "--run", "1")
 
 
+def test_a_damaged_run_does_not_hide_the_others(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    make_run(run="a").result.write_text("{")
+    files = make_run(run="b", seed=1)
+    out = printed(capsys, files.folder / "leanings.sqlite", "--run", "b")
+    assert re.search(r"1 leanings-a +damaged", out)
+    assert main([str(files.folder / "leanings.sqlite"), "--run", "a"]) == 2
+    assert "leanings-a_RESULT.json is damaged" in capsys.readouterr().err
+
+
+def test_a_damaged_store_is_left_out_aloud(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    files = make_run()
+    (files.folder / "leanings.sqlite").write_bytes(b"no store")
+    out = printed(capsys, files.result)
+    assert re.search(r"leanings.sqlite \(there, but not a store that can be read\) +without it: label distribution and texts", out)
+    assert main([str(files.folder / "leanings.sqlite")]) == 2
+
+
 def test_runs_are_compared_side_by_side(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = make_run(run="a", learning_rate=1e-5), make_run(run="b", seed=1, skill=4, learning_rate=5e-5)
     out = printed(capsys, first.result, second.result, "-c")
