@@ -102,7 +102,7 @@ def read_run(files: RunFiles) -> RunResults:
         f"{files.result.name}: settings, speed and validation figures": not result,
         f"{files.stats.name}: figures of each epoch": not stats,
         f"{files.predictions.name}: confusion matrix, figures of each class, errors": predictions is None,
-        f"{why}: label distribution and texts": store is None,
+        f"{_store_name(files)}: label distribution and texts{why}": store is None,
     }
     found = RunResults(
         files=files,
@@ -213,11 +213,11 @@ class _FoundStore:
 
 
 def _find_store(files: RunFiles, result: dict[str, Any]) -> tuple[_FoundStore | None, str]:
-    """The store that the run was made from; or None, and why there is none."""
+    """The store that the run was made from; or None, and why one that is there is not taken."""
     told = [files.folder / str(result["files"]["store"])] if "store" in result.get("files", {}) else []
     there = [path for path in [*told, *_stores_by_name(files)] if path.is_file()]
     if not there:
-        return None, f"{store_stem(files.stem)}.sqlite"
+        return None, ""
     wanted = result.get("fingerprints", {}).get("data")
     for path in there:
         try:
@@ -225,8 +225,13 @@ def _find_store(files: RunFiles, result: dict[str, Any]) -> tuple[_FoundStore | 
                 if wanted in (None, store.fingerprint):
                     return _FoundStore(path, store.task_type, tuple(store.label_names)), ""
         except BadStore:
-            return None, f"{path.name} (there, but not a store that can be read)"
-    return None, f"{there[0].name} (rebuilt since, with other settings or another source)"
+            return None, " (it cannot be read)"
+    return None, " (it has been rebuilt since)"
+
+
+def _store_name(files: RunFiles) -> str:
+    """How the store is called that is there, or should be."""
+    return next((path.name for path in _stores_by_name(files) if path.is_file()), f"{files.stem}.sqlite")
 
 
 def _check_one_run(found: RunResults) -> None:

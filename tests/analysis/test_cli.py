@@ -152,7 +152,7 @@ def test_a_damaged_store_is_left_out_aloud(make_run: MakeRun, capsys: pytest.Cap
     files = make_run()
     (files.folder / "leanings.sqlite").write_bytes(b"no store")
     out = printed(capsys, files.result)
-    assert re.search(r"leanings.sqlite \(there, but not a store that can be read\) +without it: label distribution and texts", out)
+    assert re.search(r"leanings.sqlite +without it: label distribution and texts \(it cannot be read\)", out)
     assert main([str(files.folder / "leanings.sqlite")]) == 2
 
 

@@ -148,7 +148,7 @@ def test_a_run_whose_store_was_rebuilt_is_shown_without_its_texts(make_run: Make
     found = analyse(files.result)
     assert found.figures["test"] == result["figures"]["test"]
     assert all(mistake.texts == () for mistake in found.mistakes)
-    assert "(rebuilt since" in found.missing[0]
+    assert "rebuilt since" in found.missing[0]
 
 
 def test_a_moved_run_is_shown_without_its_store(make_run: MakeRun, tmp_path: Path) -> None:
