@@ -226,12 +226,13 @@ def guarded(body: Callable[[Interrupts], int], lifeline: int | None = None) -> i
 
     old = {number: signal.signal(number, pass_on) for number in passed_on}
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-    _, status = os.waitpid(child, 0)
-    kill_descendants()
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if code < 0:  # else it has seen to it itself
+        kill_descendants()
     for number, handler in old.items():
         signal.signal(number, handler)
     os.close(held_by_us)
-    return os.waitstatus_to_exitcode(status)
+    return code
 
 
 def _run_guarded(body: Callable[[Interrupts], int], lifelines: Mapping[int, int], mask: set[int]) -> int:

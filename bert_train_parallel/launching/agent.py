@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SETTLE_S = 2.0  # how long the failure of a rank that lost its peer waits for the failure that was the cause
 FAILED_GRACE_S = 1.5  # on several nodes: ranks whose peer has failed hang in a collective, with nothing to save
+LAST_CHUNKS = 16  # a pipe of any usual size; a process that the rank left behind may go on writing to it
 UNREAD_S = 1.0  # how long a launch that was stopped waits for a terminal that does not take what was printed
 LEFTOVERS_S = 1.0  # between SIGTERM and SIGKILL for what ranks left behind when they ended well
 
@@ -48,6 +49,7 @@ class _Running:
 
     rank: Rank
     process: subprocess.Popen[bytes]
+    streams: list[output.RankStream]
     log: str
     error_file: str
 
@@ -67,7 +69,7 @@ def run_ranks(
 
     Args:
         world: told of the first failure here at once; brings news of failures elsewhere, which end the ranks here.
-        folder: where logs and error files of the ranks go.
+        folder: where logs and error files of the ranks go; it is there.
         interrupts: SIGINT, SIGTERM and the like end the ranks, with `request.grace_s` before SIGKILL.
     Returns:
         What ended the attempt; None when every rank ended well.
@@ -113,13 +115,13 @@ class _Agent:
         self._folder = folder
         self._interrupts = interrupts
         self._say = say
-        self._streams: list[output.RankStream] = []
         self._sinks = (output.Sink(1), output.Sink(2))
         self._selector = selectors.DefaultSelector()
         self._failed: list[Ended] = []  # in the order in which their ends were noticed
         self._decide_at: float | None = None  # when the first failure is named
         self._kill_at: float | None = None  # when the grace of those that were asked to end is over
         self._asked: set[int] = set()  # processes that were asked to end
+        self._is_log_lost = False
         self._is_unread = False  # the terminal or pipe that was printed to has gone
         self._late_signal = 0  # one that came after the first failure
         self._stopped_by = 0  # the signal that ended the launch
@@ -127,6 +129,10 @@ class _Agent:
     @property
     def _host(self) -> str:
         return self._plan.nodes[self._node_rank].host
+
+    @property
+    def _streams(self) -> list[output.RankStream]:
+        return [stream for one in self.ranks for stream in one.streams]
 
     @property
     def _living(self) -> list[_Running]:
@@ -138,7 +144,6 @@ class _Agent:
         log_path = os.path.join(self._folder, f"rank_{rank.rank}.log")
         error_file = os.path.join(self._folder, f"rank_{rank.rank}_error.json")
         try:
-            os.makedirs(self._folder, exist_ok=True)
             log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
             if os.path.exists(error_file):
                 os.unlink(error_file)
@@ -147,11 +152,14 @@ class _Agent:
         pipes = [os.pipe(), os.pipe()]
         devices = self._plan.nodes[self._node_rank].devices
         environment = rank_environment(rank, self._request, devices, dict(os.environ)) | self._world.environment
+        environment["TORCHELASTIC_ERROR_FILE"] = error_file
+        if os.isatty(1):
+            environment["BERT_TRAIN_TERMINAL"] = "1"  # our trainer writes to a pipe, and may draw its progress in place all the same
         try:
             process = processes.start(
                 self._request.command,
                 folder=self._request.folder,
-                environment=environment | {"TORCHELASTIC_ERROR_FILE": error_file},
+                environment=environment,
                 stdin=0 if rank.rank == 0 else subprocess.DEVNULL,
                 stdout=pipes[0][1],
                 stderr=pipes[1][1],
@@ -164,10 +172,14 @@ class _Agent:
         finally:
             for _, end in pipes:
                 os.close(end)
-        self.ranks.append(_Running(rank, process, log_path, error_file))
         prefix = f"[rank {rank.rank}] ".encode() if rank.world_size > 1 else b""
-        for (pipe, _), sink in zip(pipes, self._sinks, strict=True):
-            self._streams.append(output.RankStream(pipe, sink, os.dup(log), prefix, shows_updates=local_rank == 0))
+        if prefix and os.isatty(1):
+            prefix = output.ERASE + prefix
+        streams = [
+            output.RankStream(pipe, sink, os.dup(log), prefix, shows_updates=local_rank == 0)
+            for (pipe, _), sink in zip(pipes, self._sinks, strict=True)
+        ]
+        self.ranks.append(_Running(rank, process, streams, log_path, error_file))
         os.close(log)
 
     def run(self) -> None:
@@ -184,7 +196,7 @@ class _Agent:
             self._notice_ends()
             self._act_when_due()
         for stream in self._streams:
-            while stream.is_open and stream.pump() and stream.is_ready():
+            while stream.pump():
                 pass
 
     def close(self) -> None:
@@ -219,6 +231,10 @@ class _Agent:
         if not self._is_unread and any(sink.closed for sink in self._sinks):
             self._is_unread = True
             self._say(f"nobody reads the output any more; the run goes on, with its output in {self._folder}")
+
+        if not self._is_log_lost and any(stream.has_lost_log for stream in self._streams):
+            self._is_log_lost = True
+            self._say(f"{self._folder} cannot be written any more, a full disk perhaps; the run goes on, and its logs are incomplete")
 
     def _is_over(self) -> bool:
         """Whether no process of this attempt is left; what ranks that ended well left behind is asked to end."""
@@ -276,6 +292,9 @@ class _Agent:
         for one in self._living:
             if one.process.poll() is None or not one.process.returncode or self._kill_at is not None:
                 continue
+            for stream in one.streams:
+                for _ in range(LAST_CHUNKS):  # its last words may still be in the pipe
+                    stream.pump()
             ended = Ended(one.rank, one.process.pid, one.process.returncode, one.log, one.error_file)
             self._failed.append(ended)
             wait_s = SETTLE_S if is_consequence(ended) else 0.0
@@ -288,8 +307,6 @@ class _Agent:
         if self._decide_at is not None and (now >= self._decide_at or alone):
             from bert_train_parallel.launching.failures import describe, is_consequence
 
-            for stream in self._streams:
-                stream.pump()  # a last line may still be in the pipe
             cause = min(self._failed, key=is_consequence)  # the earliest of those that are not; min keeps the order
             self._decide_at = None
             self._fail(describe(cause, self._host), is_ours=True)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 
 from bert_train_parallel import gpus
+from bert_train_parallel.errors import NotWritable
 from bert_train_parallel.launching.agent import LaunchEvent, OnEvent, run_ranks
 from bert_train_parallel.launching.command import is_ours, option_of, source_of
 from bert_train_parallel.launching.output import last_lines
@@ -59,11 +60,10 @@ def launch_node(
         result = run_attempts(world, run_attempt, interrupts)
     finally:
         world.close()
-    if result.first_failure is None:
-        logs.remove_temporary()
-    elif not logs.have_said(result.first_failure):
+    if result.first_failure is not None and not logs.have_said(result.first_failure):
         warn(result.first_failure.words)
         logs.point_to(result.first_failure, say)
+    logs.end(result.first_failure)
     return result
 
 
@@ -110,40 +110,64 @@ def _processes(plan: WorldPlan, node_rank: int) -> str:
 
 
 class Logs:
-    """Where the output of each rank is kept: beside a run of our trainer, else in a temporary folder or where `--log_dir` says."""
+    """Where the output of each rank is kept: beside a run of our trainer, else in a temporary folder, or where `--log_dir` says."""
 
     def __init__(self, request: LaunchRequest) -> None:
         self._request = request
+        self._own = os.path.abspath(request.folder)
         self._temporary: str | None = None
+        self._made: list[str] = []  # folders that were not there before, inner ones first
         self._last = ""
 
     def folder(self, plan: WorldPlan) -> str:
-        """The folder of one attempt."""
+        """Make the folder of one attempt.
+
+        Raises:
+            NotWritable: it cannot be made.
+        """
         self._last = os.path.join(self._parent(), plan.job, *([f"attempt_{plan.attempt}"] if plan.attempt else []))
+        folder, missing = self._last, []
+        while not os.path.exists(folder):
+            missing.append(folder)
+            folder = os.path.dirname(folder)
+        try:
+            os.makedirs(self._last, exist_ok=True)
+        except OSError as error:
+            raise NotWritable(
+                f"{self._last}: {(error.strerror or str(error)).lower()}. The output of each process is kept there; name another place "
+                f"with --log_dir."
+            ) from None
+        self._made = missing + self._made
         return self._last
 
     def _parent(self) -> str:
         request = self._request
         if request.log_dir:
-            return os.path.join(request.folder, request.log_dir)
+            return os.path.join(self._own, request.log_dir)
         arguments = request.command[request.command.index("-m") + 2 :] if is_ours(request.command) else ()
         source = source_of(arguments)
         if source:
             from bert_train_parallel.run_files import run_files
 
             outputs = option_of(arguments, "--output_dir", "--output-dir")
-            return os.path.join(request.folder, run_files(source, outputs, option_of(arguments, "--run")).logs)
+            return os.path.join(self._own, run_files(source, outputs, option_of(arguments, "--run")).logs)
         if self._temporary is None:
             self._temporary = os.path.join(os.environ.get("TMPDIR") or "/tmp", f"launch-{os.urandom(6).hex()}")
-            os.mkdir(self._temporary, 0o700)
         return self._temporary
 
-    def remove_temporary(self) -> None:
-        """A launch that ended well needs no logs in /tmp."""
-        if self._temporary:
-            import shutil
-
-            shutil.rmtree(self._temporary, ignore_errors=True)
+    def end(self, failure: Failure | None) -> None:
+        """Remove what nobody will ask for: temporary logs of a launch that ended well, and those of a mistake that was told in full."""
+        is_mistake = failure is not None and failure.kind == "usage" and not self._request.log_dir
+        if not is_mistake and (failure is not None or self._temporary is None):
+            return
+        for folder in self._made:
+            try:
+                for entry in os.listdir(folder):
+                    if entry.startswith("rank_"):
+                        os.unlink(os.path.join(folder, entry))
+                os.rmdir(folder)
+            except OSError:  # another launch uses it too
+                return
 
     def point_to(self, failure: Failure, say: Say) -> None:
         """Say where the whole output of a rank that failed here is."""

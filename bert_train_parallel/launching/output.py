@@ -10,6 +10,7 @@ import re
 import select
 
 LONGEST_LINE = 64 * 1024  # bytes; a longer line is shown in pieces, and is whole in the log
+ERASE = b"\x1b[K"  # for a terminal: a line over the longer rest of a progress bar's update
 _CHUNK = 64 * 1024
 _ALWAYS_FITS = select.PIPE_BUF if hasattr(select, "PIPE_BUF") else 512  # what a pipe that is ready takes without waiting
 _FULL = 1024 * 1024  # bytes not yet shown, above which the ranks are read no further
@@ -59,15 +60,12 @@ class RankStream:
         self._shows_updates = shows_updates
         self._partial = b""
         self.is_open = True
+        self.has_lost_log = False
 
     @property
     def is_held_up(self) -> bool:
         """Whether the terminal is so far behind that no more should be read."""
         return self._sink.backlog > _FULL
-
-    def is_ready(self) -> bool:
-        """Whether a read would find something, or the end."""
-        return bool(select.select([self.pipe], [], [], 0)[0])
 
     def close(self) -> None:
         if self.is_open:
@@ -76,21 +74,20 @@ class RankStream:
         os.close(self._log)
 
     def pump(self) -> bool:
-        """Read what is there, once; False at the end of the pipe."""
+        """Read what is there, at most one chunk; False when there was nothing, or no more will come."""
         if not self.is_open:
             return False
         try:
             data = os.read(self.pipe, _CHUNK)
         except BlockingIOError:
-            return True
+            return False
         if not data:
             self._show(self._partial)
             self._partial = b""
             self.is_open = False
             return False
         if not self._prefix:
-            self._sink.write(data)
-            write_all(self._log, data)
+            self._show(data)
             return True
         self._partial += data
         whole = max(self._partial.rfind(b"\n"), self._partial.rfind(b"\r", 0, len(self._partial) - 1)) + 1
@@ -104,8 +101,13 @@ class RankStream:
     def _show(self, text: bytes) -> None:
         if not text:
             return
-        write_all(self._log, text)
-        self._sink.write(prefixed(text, self._prefix, self._shows_updates))
+        self._sink.write(prefixed(text, self._prefix, self._shows_updates) if self._prefix else text)
+        view = memoryview(text)
+        try:
+            while view:
+                view = view[os.write(self._log, view) :]
+        except OSError:  # a full disk costs the log, never the run
+            self.has_lost_log = True
 
 
 def prefixed(text: bytes, prefix: bytes, shows_updates: bool = True) -> bytes:
@@ -136,16 +138,6 @@ def prefixed(text: bytes, prefix: bytes, shows_updates: bool = True) -> bytes:
     if end < len(text):
         shown.append(prefix + text[end:] + b"\n")
     return b"".join(shown)
-
-
-def write_all(descriptor: int, data: bytes) -> None:
-    """Write to a log file; a full disk costs the log, never the run."""
-    view = memoryview(data)
-    try:
-        while view:
-            view = view[os.write(descriptor, view) :]
-    except OSError:
-        pass
 
 
 def last_lines(path: str, count: int = 20, most: int = 64 * 1024) -> list[str]:

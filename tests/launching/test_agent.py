@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -242,6 +243,32 @@ def test_whichever_process_is_killed_nothing_is_left(launcher: Launcher) -> None
     launch.process.kill()
     assert until(lambda: not launch.pids(), 5.0)
     assert len(pids) == 10  # the two that watch, two ranks, and three below each of them
+
+
+def test_the_end_of_the_process_that_watches_is_told(launcher: Launcher) -> None:
+    launch = launcher.start(launcher.script(SLEEPER))
+    launch.wait_for("pid ")
+    rank = int(launch.out.split()[-1])
+    watching = int(Path(f"/proc/{rank}/stat").read_text().rpartition(")")[2].split()[1])
+    assert watching != launch.process.pid
+    os.kill(watching, signal.SIGKILL)
+    assert launch.wait(5.0) == 137
+    assert "the process that watched over the ranks was killed by SIGKILL" in launch.err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_costs_the_log_and_not_the_run(launcher: Launcher, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)], check=False).returncode:
+        pytest.skip("cannot mount a small disk here")
+    try:
+        launch = launcher.run("--log_dir", "disk/logs", launcher.script("for line in range(20000): print(line)"))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+    assert launch.process.returncode == 0
+    assert launch.out.split() == [str(line) for line in range(20000)]
+    assert launch.err.count("its logs are incomplete") == 1
 
 
 def test_killing_the_whole_process_group_of_the_launcher_leaves_nothing(launcher: Launcher) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -96,9 +97,26 @@ def test_our_trainer_is_known_by_name_and_no_file_shadows_the_package(launcher: 
     assert launcher.run("bert_train_parallel.py").out == "my own file\n"
 
 
-def test_the_output_of_our_trainer_is_kept_beside_its_run(launcher: Launcher) -> None:
-    launcher.run("bert_train_parallel.py", "--run", "first", "data/none.csv")
-    assert len(list(launcher.folder.glob("data/none-first_logs/*/rank_0.log"))) == 1
+def test_the_output_of_our_trainer_is_kept_beside_its_run(launcher: Launcher, write_csv: Callable[..., Path], tiny_tokenizer: Path) -> None:
+    words = ["bert_train_parallel.py", "--preponly", "--model", str(tiny_tokenizer), "--run", "first", write_csv(40).name]
+    launch = launcher.run("--here_gpus", "2", *words)
+    assert launch.process.returncode == 0, launch.err
+    assert [log.name for log in sorted(launcher.folder.glob("leanings-first_logs/*/*"))] == ["rank_0.log", "rank_1.log"]
+
+
+def test_a_users_mistake_leaves_the_folder_as_it_was(launcher: Launcher, write_csv: Callable[..., Path], tiny_tokenizer: Path) -> None:
+    words = ["bert_train_parallel.py", "--preponly", "--model", str(tiny_tokenizer), "-l", "no_such_column", write_csv(40).name]
+    launch = launcher.run("-q", "--here_gpus", "2", *words)
+    assert launch.process.returncode == 2
+    assert launch.err.count("no_such_column") == 1, launch.err
+    assert [path.name for path in launcher.folder.iterdir() if not path.name.startswith("streams-")] == ["leanings.csv"]
+
+
+def test_a_folder_for_logs_that_cannot_be_made_is_said(launcher: Launcher) -> None:
+    launch = launcher.run("-q", "--log_dir", "script.py/logs", launcher.script(""))
+    assert launch.process.returncode == 2
+    assert "--log_dir" in launch.err
+    assert len(launch.err.splitlines()) == 1
 
 
 def test_a_script_that_is_not_ours_leaves_no_log_when_it_ends_well(launcher: Launcher) -> None:

@@ -25,8 +25,8 @@ def pumped(chunks: list[bytes], folder: Path, prefix: bytes = b"[rank 1] ") -> t
         stream = RankStream(reading, Sink(shown.fileno()), os.dup(log.fileno()), prefix, shows_updates=True)
         for chunk in chunks:
             os.write(writing, chunk)
-            while stream.is_ready():
-                stream.pump()
+            while stream.pump():
+                pass
         os.close(writing)
         while stream.pump():
             pass
@@ -140,3 +140,28 @@ def test_a_pager_that_does_not_read_keeps_the_launcher_from_nothing(launcher: La
         assert resident < 200 << 20
         process.send_signal(signal.SIGTERM)
         assert process.wait(10.0) == 143
+
+
+def test_on_a_terminal_each_line_erases_what_an_update_left_there(launcher: Launcher) -> None:
+    script = launcher.script(
+        "import os, sys\nif os.environ['RANK'] == '0': print('50%', end='\\r')\nprint(os.environ.get('BERT_TRAIN_TERMINAL'))"
+    )
+    master, terminal = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "launch.py"), "-q", "--here_gpus", "2", script],
+        cwd=launcher.folder,
+        env={**os.environ, "TMPDIR": str(launcher.folder)},
+        stdout=terminal,
+        stdin=subprocess.DEVNULL,
+    )
+    os.close(terminal)
+    shown = b""
+    try:
+        while data := os.read(master, 4096):
+            shown += data
+    except OSError:  # how a terminal of Linux says that nobody writes to it any more
+        pass
+    os.close(master)
+    assert process.wait() == 0
+    assert shown.count(b"\x1b[K[rank ") == 3
+    assert shown.count(b"] 1\r\n") == 2
