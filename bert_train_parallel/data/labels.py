@@ -11,6 +11,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from bert_train_parallel.data.batches import IntArray
 from bert_train_parallel.errors import BadSource
 
 Task = Literal["classification", "regression"]
@@ -27,6 +28,11 @@ class Labels:
     values: npt.NDArray[np.generic]  # (n,) class codes int32, or float64
     names: tuple[str, ...]  # of the classes, by code; none for a regression
 
+    @property
+    def codes(self) -> IntArray:
+        """(n,) class codes; zeros for a regression."""
+        return self.values.astype(np.int32) if self.task_type == "classification" else np.zeros(len(self.values), np.int32)
+
 
 class LabelReader:
     """Collects labels sample by sample and tells at the end what they are.
@@ -34,16 +40,16 @@ class LabelReader:
     Classes are coded in the order of their sorted names, numerically where all are whole numbers. The task is a
     regression when asked for, or with `auto` when every label is a number and one of them has a fraction.
 
-    >>> reader = LabelReader("auto")
+    >>> reader = LabelReader("auto", "scores.csv")
     >>> for label in ("10", "9", "10.0"):
     ...     reader.add(label)
-    >>> found = reader.finish("scores.csv")
+    >>> found = reader.finish()
     >>> found.task_type, found.names, found.values.tolist()
     ('classification', ('9', '10'), [1, 0, 1])
     """
 
-    def __init__(self, task_type: Literal["auto", "classification", "regression"]) -> None:
-        self._asked = task_type
+    def __init__(self, task_type: Literal["auto", "classification", "regression"], source: str) -> None:
+        self._asked, self._source = task_type, source
         self._codes = array("i")
         self._code_of: dict[str, int] = {}
         self._numbers: array[float] | None = array("d") if task_type == "regression" else None
@@ -70,14 +76,14 @@ class LabelReader:
         values = [_number(label) for label in self._code_of]
         if self._asked == "classification" or None in values or not _any_fraction(self._code_of):
             raise BadSource(
-                f"the label column has more than {_MAX_CLASSES} different values; is it the right one? "
+                f"{self._source}: the labels have more than {_MAX_CLASSES} different values; is it the right column? "
                 "Name another with --label, or type --task_type regression to learn numbers."
             )
         table = np.array(values, np.float64)
         self._numbers = array("d", table[np.frombuffer(self._codes, np.int32)].tobytes())
         self._codes = array("i")
 
-    def finish(self, source: str) -> Labels:
+    def finish(self) -> Labels:
         """The labels, their names and the task."""
         if self._numbers is not None:
             return Labels("regression", np.frombuffer(self._numbers, np.float64), ())

@@ -1,142 +1,188 @@
-"""From a source to a finished store: built once, then reused by every run that asks for the same."""
+"""The store of a source for some settings: the one that is there where it fits, else a new one in its place."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import tempfile
-from array import array
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any
 
 from bert_train_parallel.config import DataConfig
-from bert_train_parallel.data.folding import Folded, fold_texts
-from bert_train_parallel.data.labels import LabelReader, Labels
-from bert_train_parallel.data.sources import Sample, Source
-from bert_train_parallel.data.split import SPLITS, split_samples
-from bert_train_parallel.data.store import SAMPLES_PER_BLOCK, Store, StoreWriter, store_writer
+from bert_train_parallel.data.building import build
+from bert_train_parallel.data.identity import identify, is_unchanged
+from bert_train_parallel.data.sources import open_source
+from bert_train_parallel.data.store import Store
+from bert_train_parallel.data.store_lock import only_builder
+from bert_train_parallel.data.stored import open_stored, read_settings_of
+from bert_train_parallel.data.table import spaced
 from bert_train_parallel.data.tokenizing import TextTokenizer, load_tokenizer
+from bert_train_parallel.errors import BadSource, BadStore, DamagedStore
 from bert_train_parallel.run_files import run_files, store_stem, written_aside
 
-_ROWS_AT_ONCE = 8_192
+Say = Callable[[str], None]
+
+_SIBLINGS = (".csv", ".tsv", ".tab", ".txt", ".jsonl", ".json", ".parquet", ".csv.gz", ".tsv.gz", ".jsonl.gz")
+# of a store's settings, those that are compared by what they led to: files by content, the model by its tokenizer
+_BY_CONTENT = ("model", "validation_file", "test_file", "max_bad_rows")
 
 
-def prepare(config: DataConfig, source: str, output_dir: str | None = None, say: Callable[[str], None] = print) -> Store:
-    """The store of a source for these settings: built, or the one that is there."""
-    path = run_files(source, output_dir).folder / f"{store_stem(source)}.sqlite"
-    tokenizer = load_tokenizer(config.model)
-    if path.exists():
+def prepare(config: DataConfig, source: str, output_dir: str | None = None, say: Say = print) -> Store:
+    """The finished store of a source: reused where it fits the settings, else built aside and swapped in.
+
+    Any number of processes and machines may call this at once: one builds, the others wait and open what it built.
+
+    Args:
+        source: a file, a folder, the name of a data set, or a store.
+        output_dir: where the store goes; beside the source when left out.
+        say: takes lines on what is found, reused, left out or built.
+    Raises:
+        BadSource, BadStore, BadModel, BadSetting, MissingPackage: nothing has changed.
+        NotWritable: a read-only folder, or a full disk.
+    """
+    path = store_path(source, output_dir)
+    with contextlib.ExitStack() as stack:
+        origin = _origin(source, path, say)
+        if isinstance(origin, Store):
+            stack.enter_context(origin)
+            config = read_settings_of(origin, config)
+        tokenizer = load_tokenizer(config.model, config.sequence_len)
+        store = _fitting(path, origin, config, tokenizer, lambda line: None)
+        if store is None:
+            with only_builder(path, lambda: say(f"{path}: another process builds it; waiting")):
+                store = _fitting(path, origin, config, tokenizer, say)  # it may have been built meanwhile
+                if store is None:
+                    _build(path, origin, config, tokenizer, say)
+                    return Store.open(path)
+        say(f"{path} is up to date: {_name(origin)} is not read again")
+        return store
+
+
+def store_path(source: str, output_dir: str | None = None) -> Path:
+    """Where the store of a source is, or will be.
+
+    >>> store_path("data/leanings.csv").as_posix(), store_path("data/leanings.sqlite", "out").as_posix()
+    ('data/leanings.sqlite', 'out/leanings.sqlite')
+    """
+    return run_files(source, output_dir).folder / f"{store_stem(source)}.sqlite"
+
+
+def _name(origin: Store | str) -> str:
+    return origin.about["sources"][0]["name"] if isinstance(origin, Store) else origin
+
+
+def _origin(source: str, path: Path, say: Say) -> Store | str:
+    """What samples are read from: the source, or a store where that is named, or where it is all that is left.
+
+    Raises:
+        BadSource: a store is named that is not there, and nothing to build it from.
+    """
+    given = Path(source)
+    if given.suffix == ".sqlite":
+        if given.exists():
+            return Store.open(given)
+        siblings = [file for ending in _SIBLINGS if (file := given.with_suffix(ending)).is_file()]
+        if len(siblings) != 1:
+            choice = f" Name one of {', '.join(map(str, siblings))}." if siblings else " Name the CSV file to build it from."
+            raise BadSource(f"{source}: there is no such store.{choice}")
+        say(f"{source} is not there yet: it is built from {siblings[0]}")
+        return str(siblings[0])
+    if given.suffix and not given.exists() and path.is_file():
         store = Store.open(path)
-        if store.spec == config.spec() and store.tokenizer_fingerprint == tokenizer.fingerprint:
-            say(f"{path} is up to date: {source} is not read again")
-            return store
+        say(f"{source} is gone: its texts are taken from {path}")
+        return store
+    return source
+
+
+def _fitting(path: Path, origin: Store | str, config: DataConfig, tokenizer: TextTokenizer, say: Say) -> Store | None:
+    """The store at `path` if it is what would be built; else None, with the reason said.
+
+    Raises:
+        BadStore: the file there is none of ours, and is not to be lost.
+    """
+    if not path.exists():
+        return None
+    try:
+        store = Store.open(path)
+    except DamagedStore as error:
+        if isinstance(origin, Store):
+            raise
+        say(f"{error} It is built again.")
+        return None
+    except BadStore as error:
+        raise BadStore(f"{error} It stands where the store of {_name(origin)} would go: move it away, or type --output_dir.") from None
+    found = differences(store, config, tokenizer.fingerprint)
+    if isinstance(origin, Store):
+        if store.about["sources"] != origin.about["sources"]:
+            found.append(f"{_name(origin)} has changed")
+    elif not is_unchanged(store.about["sources"], _files(origin, config)):
+        found.append(f"{origin} has changed")
+    if not found:
+        return store
+    store.close()
+    say(f"{path} is built again: {', '.join(found)}")
+    return None
+
+
+def differences(store: Store, config: DataConfig, tokenizer_fingerprint: str) -> list[str]:
+    """What is asked for and is otherwise in a store, in words; empty where it fits."""
+    found = []
+    asked = config.spec()
+    for name, known in store.spec.items():
+        if name not in _BY_CONTENT and asked[name] not in (known, store.about["read_as"].get(name)):
+            found.append(f"{name} {_shown(known)} -> {_shown(asked[name])}")
+    if store.about["bad_share"] > config.max_bad_rows:
+        found.append(f"max_bad_rows {store.spec['max_bad_rows']:g} -> {config.max_bad_rows:g}")
+    if store.tokenizer_fingerprint != tokenizer_fingerprint:
+        found.append(f"tokenizer of {store.spec['model']} -> {config.model}")
+    return found
+
+
+def _shown(value: Any) -> str:
+    """
+    >>> _shown([0.8, 0.1, 0.1]), _shown(None)
+    ('80/10/10', 'auto')
+    """
+    if isinstance(value, list | tuple):
+        return "/".join(f"{100 * part:g}" for part in value)
+    return "auto" if value is None else str(value)
+
+
+def _files(source: str, config: DataConfig) -> list[str]:
+    return [source, *(name for name in (config.validation_file, config.test_file) if name is not None)]
+
+
+def _build(path: Path, origin: Store | str, config: DataConfig, tokenizer: TextTokenizer, say: Say) -> None:
+    """Build the store aside and rename it; the history of runs of the store in its place is kept."""
+    began = time.monotonic()
+    if isinstance(origin, Store) and origin.path != path and not differences(origin, config, tokenizer.fingerprint):
+        with written_aside(path) as aside:
+            shutil.copyfile(origin.path, aside)
+        say(f"{path} is a copy of {origin.path}")
+        return
+    sources = open_stored(origin, config) if isinstance(origin, Store) else open_source(config, origin, say=say)
+    identity = origin.about["sources"] if isinstance(origin, Store) else identify(_files(origin, config))
+    if not isinstance(origin, Store):
+        for source in sources:
+            say(source.described)
     with written_aside(path) as aside:
-        build(config, Source(config, source), tokenizer, aside)
-    return Store.open(path)
+        build(config, sources, tokenizer, aside, about={"sources": identity}, runs=_runs_at(path), say=say)
+    with Store.open(path) as store:
+        say(f"{_summary(store)} ({time.monotonic() - began:.1f} s)")
 
 
-def build(config: DataConfig, source: Source, tokenizer: TextTokenizer, path: Path) -> None:
-    """Read, split and fold a source into a new store at `path`."""
-    with tempfile.TemporaryFile(dir=path.parent) as spool, store_writer(path) as writer:
-        draft = Draft(config, tokenizer, spool)
-        for block in _blocks(source.samples()):
-            writer.add_texts([_texts(sample) for sample in block])
-            draft.add(block)
-        draft.write(writer, source.name)
+def _runs_at(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of runs in the store that is about to be replaced, read at the last moment."""
+    if path.exists():
+        with contextlib.suppress(DamagedStore), Store.open(path) as store:
+            yield from store.runs()
 
 
-def _blocks(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
-    samples = iter(samples)
-    while block := list(islice(samples, SAMPLES_PER_BLOCK)):
-        yield block
-
-
-def _texts(sample: Sample) -> tuple[str, ...]:
-    return (sample.text,) if sample.pair is None else (sample.text, sample.pair)
-
-
-class Draft:
-    """What is known of the samples while they are read: some 25 bytes each, and their rows in a file without a name."""
-
-    def __init__(self, config: DataConfig, tokenizer: TextTokenizer, spool: IO[bytes]) -> None:
-        self._config, self._tokenizer, self._spool = config, tokenizer, spool
-        self._labels = LabelReader(config.task_type)
-        self._lines, self._keys = array("q"), array("Q")
-        self._rows, self._lengths, self._segments = array("I"), array("I"), array("I")
-
-    def add(self, block: list[Sample]) -> None:
-        """Fold the texts of a block; keep lines, labels and hashes of texts."""
-        texts = [_texts(sample) for sample in block]
-        for sample, pieces in zip(block, texts, strict=True):
-            self._lines.append(sample.line)
-            self._labels.add(sample.label)
-            self._keys.append(text_key(pieces))
-        folded = fold_texts(texts, self._tokenizer, self._config)
-        self._spool.write(folded.tokens.tobytes())
-        self._keep(folded, len(texts))
-
-    def _keep(self, folded: Folded, samples: int) -> None:
-        self._rows.frombytes(np.bincount(folded.sample, minlength=samples).astype(np.uint32).tobytes())
-        self._lengths.frombytes(np.diff(folded.offsets).astype(np.uint32).tobytes())
-        if self._config.text_pair:
-            self._segments.frombytes(folded.segments_at.astype(np.uint32).tobytes())
-
-    def write(self, writer: StoreWriter, source: str) -> None:
-        """Split the samples, and write them and their rows by split."""
-        labels = self._labels.finish(source)
-        keys = np.frombuffer(self._keys, np.uint64)
-        strata = labels.values if labels.task_type == "classification" else np.zeros(len(keys), np.int32)
-        splits = split_samples(keys, strata, self._config.split, self._config.split_seed)
-        writer.add_samples(np.frombuffer(self._lines, np.int64), labels.values, splits)
-        digest = hashlib.sha256()
-        about = self._about(labels)
-        digest.update(json.dumps([about[name] for name in ("task_type", "tokenizer_fingerprint")] + list(labels.names)).encode())
-        for values in (labels.values, splits, keys):
-            digest.update(np.ascontiguousarray(values))
-        counts = self._write_rows(writer, splits, digest)
-        writer.finish(about | {"fingerprint": digest.hexdigest()[:32]}, labels.names, counts, ())
-
-    def _about(self, labels: Labels) -> dict[str, Any]:
-        return {
-            "task_type": labels.task_type,
-            "spec": self._config.spec(),
-            "tokenizer_fingerprint": self._tokenizer.fingerprint,
-            "token_bytes": self._tokenizer.dtype.itemsize,
-        }
-
-    def _write_rows(self, writer: StoreWriter, splits: npt.NDArray[np.uint8], digest: Any) -> dict[str, tuple[int, int, int]]:
-        """Read the rows back in the order of the file and hand each split its own; (samples, rows, tokens) of each."""
-        rows_of = np.frombuffer(self._rows, np.uint32)
-        lengths = np.frombuffer(self._lengths, np.uint32)
-        segments = np.frombuffer(self._segments, np.uint32)
-        counts = {split: (int((splits == number).sum()), 0, 0) for number, split in enumerate(SPLITS)}
-        ends = np.cumsum(rows_of, dtype=np.int64)
-        self._spool.seek(0)
-        for first in range(0, len(lengths), _ROWS_AT_ONCE):
-            piece = slice(first, min(first + _ROWS_AT_ONCE, len(lengths)))
-            of_piece = lengths[piece].astype(np.int64)
-            tokens = np.frombuffer(self._spool.read(int(of_piece.sum()) * self._tokenizer.dtype.itemsize), self._tokenizer.dtype)
-            digest.update(of_piece)
-            digest.update(segments[piece])
-            digest.update(tokens)
-            sample = np.searchsorted(ends, np.arange(piece.start, piece.stop), side="right")
-            for number, split in enumerate(SPLITS):
-                chosen = splits[sample] == number
-                if chosen.any():
-                    kept = tokens[np.repeat(chosen, of_piece)]
-                    second = segments[piece][chosen] if len(segments) else None
-                    writer.add_rows(split, sample[chosen], of_piece[chosen], second, kept)
-                    samples, rows, total = counts[split]
-                    counts[split] = samples, rows + int(chosen.sum()), total + len(kept)
-        return counts
-
-
-def text_key(texts: tuple[str, ...]) -> int:
-    """64 bits that are equal for equal texts, however their spaces run."""
-    plain = "\x1f".join(" ".join(text.split()) for text in texts)
-    return int.from_bytes(hashlib.blake2b(plain.encode(), digest_size=8).digest(), "little")
+def _summary(store: Store) -> str:
+    counts = ", ".join(f"{split} {spaced(samples)}" for split, (samples, _, _) in store.counts.items())
+    samples = sum(samples for samples, _, _ in store.counts.values())
+    rows = sum(rows for _, rows, _ in store.counts.values())
+    names = ", ".join(store.label_names[:6]) + (", ..." if len(store.label_names) > 6 else "")
+    what = f"{len(store.label_names)} labels ({names})" if store.label_names else "a number to predict"
+    return f"{store.path}: {spaced(samples)} samples ({counts}) in {spaced(rows)} rows; {what}"

@@ -1,38 +1,163 @@
-"""Where samples come from: files of tables or JSON lines, and data sets, read one sample after the other."""
+"""Where samples come from: files of tables or JSON, data sets, and stores; read one sample after the other."""
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterator
+import difflib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bert_train_parallel.config import DataConfig
+from bert_train_parallel.data.columns import Columns, choose_columns
+from bert_train_parallel.data.delimited import open_delimited
+from bert_train_parallel.data.encodings import survey
+from bert_train_parallel.data.hub_datasets import open_dataset
+from bert_train_parallel.data.records import open_json, open_parquet
+from bert_train_parallel.data.table import BadLines, Table, Unusable
 from bert_train_parallel.errors import BadSource
+
+_FILE_NAME = re.compile(r".*\.(csv|tsv|tab|txt|json|jsonl|ndjson|parquet|gz|sqlite|db|xlsx?|data)", re.IGNORECASE)
 
 
 class Sample(NamedTuple):
     """One text, or two, and its label, as the source has them."""
 
-    line: int  # the first line of its record in the file, counted from 1
+    line: int  # where its record begins in the file, counted from 1
     text: str
     pair: str | None
-    label: str
+    label: str | None  # None only where no labels are asked for
 
 
+@dataclass(slots=True)
 class Source:
-    def __init__(self, config: DataConfig, name: str) -> None:
-        self.config, self.name = config, name
-        self.read_as: dict[str, Any] = {}
+    """Samples of one file or one split of a data set; what cannot be used is counted in `bad`."""
 
-    def samples(self) -> Iterator[Sample]:
-        if not Path(self.name).is_file():
-            raise BadSource(f"{self.name}: there is no such file.")
-        with open(self.name, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file)
-            header = next(reader)
-            text, label = header.index(self.config.text or "text"), header.index(self.config.label or "label")
-            line = reader.line_num + 1
-            for row in reader:
-                yield Sample(line, row[text], None, row[label])
-                line = reader.line_num + 1
+    table: Table
+    columns: Columns
+    config: DataConfig
+    split: str | None = None  # the split that all its samples belong to, where that is given
+    bad: BadLines = field(default_factory=BadLines)
+
+    @property
+    def name(self) -> str:
+        return self.table.name
+
+    @property
+    def described(self) -> str:
+        """One line on how the source is read."""
+        names = self.table.columns
+        remark = f"; {self.table.remark}" if self.table.remark else ""
+        label = "" if self.columns.label is None else f", label {names[self.columns.label]!r}"
+        pair = "" if self.columns.pair is None else f", second text {names[self.columns.pair]!r}"
+        return f"{self.name}: {self.table.described}; text {names[self.columns.text]!r}{pair}{label}{remark}"
+
+    @property
+    def read_as(self) -> dict[str, Any]:
+        """The settings that were found, by their names."""
+        return self.table.read_as | self.column_names
+
+    @property
+    def column_names(self) -> dict[str, str]:
+        """The settings that would choose the same columns."""
+        chosen = {"text": self.columns.text, "text_pair": self.columns.pair, "label": self.columns.label}
+        return {setting: self.table.columns[number] for setting, number in chosen.items() if number is not None}
+
+    def samples(self, accepts: Callable[[str], bool] = lambda label: True) -> Iterator[Sample]:
+        """Every sample that has all it needs; the others are counted.
+
+        Args:
+            accepts: whether a label can be used.
+        """
+        self.bad = bad = BadLines(self.table.unit)
+        most = self.config.max_cell_bytes
+        has_pair, has_label = self.columns.pair is not None, self.columns.label is not None
+        for line, cells in self.table.records(self.columns.wanted):
+            if isinstance(cells, Unusable):
+                bad.add(line, cells.reason)
+                continue
+            text = _text(cells[0])
+            pair = _text(cells[1]) if has_pair else None
+            label = _label(cells[-1]) if has_label else None
+            if not text or text.isspace() or (has_pair and (not pair or pair.isspace())):
+                bad.add(line, "without text")
+            elif has_label and not label:
+                bad.add(line, "without label")
+            elif label and not accepts(label):
+                bad.add(line, "whose label is not a number")
+            elif _too_long(text, most) or (pair and _too_long(pair, most)) or (label and _too_long(label, most)):
+                bad.add(line, f"with a cell above {most} bytes (--max_cell_bytes)")
+            else:
+                yield Sample(line, text, pair, label)
+
+
+def _text(cell: Any) -> str | None:
+    """A text as it is; a number in its place is written out, anything else is no text."""
+    if isinstance(cell, str):
+        return cell
+    return str(cell) if isinstance(cell, int | float) and cell == cell else None
+
+
+def _label(cell: Any) -> str | None:
+    return (_text(cell) or "").strip() or None
+
+
+def _too_long(text: str, most: int) -> bool:
+    return len(text) * 4 > most and len(text.encode()) > most
+
+
+def open_source(config: DataConfig, name: str, labelled: bool = True, say: Callable[[str], None] = lambda line: None) -> list[Source]:
+    """What a name stands for, found and looked into: one source, or one for each split that is given.
+
+    Raises:
+        BadSource: no such file, not readable, no such column; the sentence names file, line or column.
+    """
+    tables = open_tables(config, name)
+    for split, file in (("validate", config.validation_file), ("test", config.test_file)):
+        if file is not None:
+            tables[split] = open_file(config, file)
+    sources: list[Source] = []
+    for given, table in tables.items():
+        asked = config.model_copy(update=sources[0].column_names) if sources else config
+        found = Source(table, choose_columns(table, asked, labelled), config, None if given == "train" else given)
+        if sources and labelled and all(row[found.columns.label or 0] is None for row in table.look):
+            say(f"{found.name} has no labels and is left out")
+            continue
+        sources.append(found)
+    return sources
+
+
+def open_tables(config: DataConfig, name: str) -> dict[str, Table]:
+    """The tables of a source by split; `train` is also what is to be split."""
+    path = Path(name)
+    if path.is_file() or _FILE_NAME.fullmatch(path.name):
+        return {"train": open_file(config, name)}
+    if not path.is_dir() and (name.count("/") > 1 or name.startswith(("/", "~", "."))):
+        raise BadSource(_missing(path))
+    return open_dataset(name, config.dataset_config)
+
+
+def open_file(config: DataConfig, name: str) -> Table:
+    """The table in a file, by its content more than by its name."""
+    path = Path(name)
+    if not path.is_file():
+        raise BadSource(f"{name} is a folder; a file is expected." if path.is_dir() else _missing(path))
+    try:
+        with open(path, "rb") as file:
+            is_parquet = file.read(4) == b"PAR1"
+    except OSError as error:
+        raise BadSource(f"{name} cannot be read: {error.strerror}.") from None
+    if is_parquet or path.suffix == ".parquet":
+        return open_parquet(path, name)
+    text = survey(path, config.encoding)
+    with text.open() as file:
+        beginning = file.read(1 << 12).lstrip()
+    if beginning.startswith(("{", "[{")) or path.name.removesuffix(".gz").endswith((".json", ".jsonl", ".ndjson")):
+        return open_json(text, name)
+    return open_delimited(text, name, config)
+
+
+def _missing(path: Path) -> str:
+    near = difflib.get_close_matches(path.name, [file.name for file in path.parent.iterdir()], 1) if path.parent.is_dir() else []
+    return f"{path}: there is no such file." + (f" Did you mean {path.with_name(near[0])}?" if near else "")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from bert_train_parallel.data.batches import IntArray, mix
+from bert_train_parallel.data.batches import FloatArray, IntArray, mix
 
 SPLITS = ("train", "validate", "test")
 TRAIN, VALIDATE, TEST = range(3)
@@ -44,7 +44,7 @@ def split_samples(keys: npt.NDArray[np.uint64], strata: IntArray, shares: Sequen
     return found
 
 
-def _divide(sizes: IntArray, shares: npt.NDArray[np.float64], carried: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
+def _divide(sizes: IntArray, shares: FloatArray, carried: FloatArray) -> npt.NDArray[np.uint8]:
     """The split of each group of one stratum: test first, then validate, the rest train."""
     wanted = np.maximum(sizes.sum() * shares + carried, 0) * (shares > 0)
     quotas = np.floor(wanted)
@@ -56,8 +56,8 @@ def _divide(sizes: IntArray, shares: npt.NDArray[np.float64], carried: npt.NDArr
     return found.astype(np.uint8)
 
 
-def _counts(splits: npt.NDArray[np.uint8], sizes: IntArray) -> npt.NDArray[np.float64]:
-    return np.bincount(splits, weights=sizes, minlength=3)
+def _counts(splits: npt.NDArray[np.uint8], sizes: IntArray) -> FloatArray:
+    return np.bincount(splits, weights=sizes, minlength=len(SPLITS)).astype(np.float64)
 
 
 def _fill_empty(chosen: npt.NDArray[np.uint8], groups: IntArray, stratum: IntArray, shares: Sequence[float]) -> None:

@@ -5,8 +5,8 @@ about    one fact of the store                name, value (JSON)
 labels   one class                            code, name
 splits   one split                            split, samples, rows, tokens
 texts    1,024 samples                        block, texts (zlib of a JSON array of [text] or [text, pair])
-samples  up to 65,536 samples                 block, lines (int64), labels (int32 codes, or float64), splits (uint8: 0 train, 1 validate, 2 test)
-rows     some rows of one split               block, split, sample (int64), lengths (int32), segments_at (int32; empty: the lengths), tokens
+samples  up to 65,536 samples                 block, lines (int64), labels (int32 codes, or float64), splits (uint8, as SPLITS)
+rows     some rows of one split               block, split, sample (int64), lengths, segments_at (int32; empty: the lengths), tokens
 runs     one finished run                     id, record (JSON)
 
 Samples are numbered from 0 as they stand in the source; numbers in blobs are little-endian; tokens have
@@ -17,9 +17,11 @@ then on it is only read, but for short transactions that add a run.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import sqlite3
+import struct
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,7 +34,7 @@ import numpy.typing as npt
 
 from bert_train_parallel.data.batches import IntArray, Rows
 from bert_train_parallel.data.split import SPLITS
-from bert_train_parallel.errors import BadStore, NotWritable
+from bert_train_parallel.errors import BadStore, DamagedStore, NotWritable
 
 FORMAT = 1
 SAMPLES_PER_BLOCK = 1_024  # of texts
@@ -118,16 +120,16 @@ class Store:
             if (row, token) != (n, n_tokens):
                 raise ValueError("rows are missing")
         offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
-        labels = self._all_samples()[1]
+        labels = self.all_samples()[1]
         return Rows(tokens, offsets, segments_at, sample, labels[sample][:, None], np.broadcast_to(np.float64(1), n))
 
     def samples(self, split: str) -> Samples:
         """The samples of a split."""
-        lines, labels, splits = self._all_samples()
+        lines, labels, splits = self.all_samples()
         ids = np.flatnonzero(splits == SPLITS.index(split))
         return Samples(ids, labels[ids], lines[ids])
 
-    def _all_samples(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
+    def all_samples(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
         """Line, label and split of every sample; read once."""
         if self._samples is None:
             with self._reading():
@@ -186,7 +188,7 @@ class Store:
         try:
             yield
         except (sqlite3.Error, KeyError, ValueError, zlib.error) as error:
-            raise BadStore(f"{self.path} is damaged ({error}). Remove it and run again with the source it was built from.") from None
+            raise DamagedStore(_damaged(self.path, error)) from None
 
 
 class StoreWriter:
@@ -251,8 +253,6 @@ def store_writer(path: Path) -> Iterator[StoreWriter]:
 
 
 def _as_os_error(error: sqlite3.OperationalError, path: Path) -> OSError:
-    import errno
-
     code = {"SQLITE_FULL": errno.ENOSPC, "SQLITE_READONLY": errno.EROFS, "SQLITE_CANTOPEN": errno.EACCES}
     number = code.get(getattr(error, "sqlite_errorname", ""), errno.EIO)
     return OSError(number, os.strerror(number), str(path))
@@ -263,7 +263,66 @@ def _unpacked(packed: bytes) -> list[tuple[str, ...]]:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    """A read-only connection to a file that looks like a finished store."""
-    if not path.is_file():
-        raise BadStore(f"{path}: there is no such store.")
-    return sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=60, check_same_thread=False)
+    """A read-only connection to a file that looks like a finished store.
+
+    Raises:
+        BadStore: no such file, or a file of something else.
+        DamagedStore: a store that is cut short, or of another format.
+    """
+    _check_header(path)
+    if Path(f"{path}-journal").exists():
+        _roll_back(path)
+    connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=60, check_same_thread=False)
+    try:
+        found = connection.execute("SELECT value FROM about WHERE name = 'format'").fetchone()
+    except sqlite3.Error as error:
+        connection.close()
+        raise DamagedStore(_damaged(path, error)) from None
+    if found != (str(FORMAT),):
+        connection.close()
+        raise DamagedStore(f"{path} has the format {found and found[0]}, and this version reads {FORMAT}: build it again from its source.")
+    return connection
+
+
+def _check_header(path: Path) -> None:
+    """Tell a foreign file, and one that was cut short, by its first bytes and its size."""
+    try:
+        with open(path, "rb") as file:
+            header = file.read(100)
+            size = file.seek(0, os.SEEK_END)
+    except FileNotFoundError:
+        raise BadStore(f"{path}: there is no such store.") from None
+    except OSError as error:
+        raise BadStore(f"{path} cannot be read: {(error.strerror or str(error)).lower()}.") from None
+    if len(header) < 100 or not header.startswith(b"SQLite format 3\0"):
+        raise BadStore(f"{path} is not a store: it is no SQLite file. Name the CSV file it is to be built from.")
+    page, application, pages = (struct.unpack_from(form, header, at)[0] for form, at in ((">H", 16), (">I", 68), (">I", 28)))
+    if application != _APPLICATION:
+        raise BadStore(_foreign(path))
+    if size < pages * (65_536 if page == 1 else page):
+        raise DamagedStore(f"{path} is cut short: {size} of {pages * page} bytes. Remove it, and build it again from its source.")
+
+
+def _foreign(path: Path) -> str:
+    """What to say of an SQLite file of another program."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
+    except sqlite3.Error as error:
+        return f"{path} is not a store: {error}."
+    if {"Samples", "TrainQueue"} <= tables:
+        return (
+            f"{path} was written by the tool of 2020. It has tokens, but neither the texts nor which rows are of one text, so it cannot "
+            "be split without a leak, and is not converted. Name the CSV file it was built from."
+        )
+    return f"{path} is an SQLite file of another program, not a store. Name the CSV file to build one from."
+
+
+def _roll_back(path: Path) -> None:
+    """Undo what a process that was killed left half written; where that is forbidden, reading says so."""
+    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(path, timeout=60)) as connection:
+        connection.execute("SELECT count(*) FROM runs").fetchone()
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    return f"{path} is damaged ({error}). Remove it, and build it again from its source."

@@ -14,10 +14,11 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from bert_train_parallel.data.hub_files import model_file
-from bert_train_parallel.errors import BadModel
+from bert_train_parallel.errors import BadModel, BadSetting
 from bert_train_parallel.model_names import locate_model
 
 _CACHED_WORDS = 200_000  # about 40 MB; then the cache starts anew
+_POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "data2vec-text", "mpnet", "xmod"}
 _CACHED_LETTERS = 64  # longer words are rare, and a text without spaces is one of them
 
 
@@ -109,16 +110,18 @@ def _words_stand_alone(definition: dict[str, Any]) -> bool:
     )
 
 
-def load_tokenizer(model: str) -> TextTokenizer:
+def load_tokenizer(model: str, sequence_len: int | None = None) -> TextTokenizer:
     """The tokenizer of a model: `minilm`, a local folder or a name on the hub.
 
     Raises:
         BadModel: there is none, or it cannot be read.
+        BadSetting: rows of `sequence_len` tokens are longer than the model takes, or too short for any text.
     """
-    path = model_file(locate_model(model), "tokenizer.json")
-    if path is None:
-        raise BadModel(f"--model {model} has no tokenizer.json.")
-    return read_tokenizer(path)
+    place = locate_model(model)
+    if sequence_len is not None:
+        _check_length(model, _config(place), sequence_len)
+    path = model_file(place, "tokenizer.json")
+    return read_tokenizer(path) if path is not None else TextTokenizer(_converted(model, place))
 
 
 def read_tokenizer(path: Path) -> TextTokenizer:
@@ -128,4 +131,41 @@ def read_tokenizer(path: Path) -> TextTokenizer:
     except OSError as error:
         raise BadModel(f"{path} cannot be read: {error.strerror}.") from None
     except Exception as error:  # tokenizers raises bare Exception for all it cannot read
-        raise BadModel(f"{path} is not a tokenizer that can be used: {error}.") from None
+        raise BadModel(f"{path} is not a tokenizer that can be used: {_first_line(error)}.") from None
+
+
+def _config(place: Path | str) -> dict[str, Any]:
+    path = model_file(place, "config.json")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path is not None else {}
+    except (OSError, ValueError) as error:
+        raise BadModel(f"{path} cannot be read: {_first_line(error)}.") from None
+    return found if isinstance(found, dict) else {}
+
+
+def _check_length(model: str, config: dict[str, Any], sequence_len: int) -> None:
+    positions = config.get("max_position_embeddings")
+    if not isinstance(positions, int) or positions < 1:
+        return
+    if config.get("model_type") in _POSITIONS_AFTER_PADDING:
+        positions -= int(config.get("pad_token_id") or 0) + 1
+    if sequence_len > positions:
+        raise BadSetting(
+            f"--sequence_len {sequence_len}: --model {model} has {positions} positions. Type --sequence_len {positions} or less."
+        )
+
+
+def _converted(model: str, place: Path | str) -> dict[str, Any]:
+    """The definition of a tokenizer that comes in older files, as transformers converts it."""
+    try:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(place, use_fast=True, trust_remote_code=False)
+        definition: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str())
+    except Exception as error:  # transformers raises many kinds for files it cannot make a tokenizer of
+        raise BadModel(f"--model {model} has no tokenizer.json, and no other tokenizer that can be used ({_first_line(error)}).") from None
+    return definition
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".")

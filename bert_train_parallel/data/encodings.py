@@ -1,0 +1,158 @@
+"""In which encoding the text of a file stands, and whether it is text at all."""
+
+from __future__ import annotations
+
+import codecs
+import gzip
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+import numpy as np
+
+from bert_train_parallel.errors import BadSource
+
+_CHUNK = 1 << 20
+_BOMS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_MAGIC = (
+    (b"PK\x03\x04", "a zip archive or an Excel file", "save it as CSV"),
+    (b"\xd0\xcf\x11\xe0", "an old Excel or Word file", "save it as CSV"),
+    (b"%PDF", "a PDF", "save its table as CSV"),
+    (b"BZh", "compressed by bzip2", "type: bunzip2"),
+    (b"\xfd7zXZ", "compressed by xz", "type: unxz"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd", "type: unzstd"),
+    (b"SQLite format 3", "an SQLite file", "give it the ending .sqlite if it is a store of ours"),
+)
+_FEW = 0.01  # share of the letters beyond ASCII that may be broken in a file that still counts as UTF-8
+
+
+@dataclass(frozen=True, slots=True)
+class TextFile:
+    """A file whose text can be read: how to open it, and what to say of it."""
+
+    path: Path
+    encoding: str
+    replaced: int = 0  # broken bytes that are read as U+FFFD
+    remark: str = ""  # what the user should know of the encoding; empty when it is as expected
+
+    def open(self) -> IO[str]:
+        """The text, with line ends as they are."""
+        errors = "replace" if self.replaced else "strict"
+        return io.TextIOWrapper(_open_bytes(self.path), encoding=self.encoding, errors=errors, newline="")
+
+
+def survey(path: Path, encoding: str = "auto") -> TextFile:
+    """Find the encoding of a text file, by its beginning and one pass over it; or check the one that is given.
+
+    Raises:
+        BadSource: empty, binary, or not in the encoding that was given; the sentence names the line.
+    """
+    try:
+        with _open_bytes(path) as file:
+            beginning = file.read(1 << 16)
+        if not beginning:
+            raise BadSource(f"{path} is empty. A header line and lines of texts and labels are expected.")
+        if encoding != "auto":
+            return _given(path, encoding)
+        for mark, name in _BOMS:
+            if beginning.startswith(mark):
+                return _given(path, name)
+        wide = _utf16_without_mark(beginning)
+        if wide:
+            return _given(path, wide)
+        _refuse_binary(path, beginning)
+        broken, letters, first, codes = _utf8_errors(path)
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise BadSource(f"{path} is damaged: {error}.") from None
+    except OSError as error:
+        raise BadSource(f"{path} cannot be read: {error.strerror or error}.") from None
+    if not broken:
+        return TextFile(path, "utf-8")
+    if broken <= _FEW * letters:
+        remark = f"{broken} bytes that are not UTF-8 (the first in line {first}) are read as U+FFFD"
+        return TextFile(path, "utf-8", broken, remark)
+    name = "latin-1" if codes & {0x81, 0x8D, 0x8F, 0x90, 0x9D} else "cp1252"
+    return TextFile(path, name, 0, f"not UTF-8 (the first such byte in line {first}): read as {name}; another one by --encoding")
+
+
+def _open_bytes(path: Path) -> IO[bytes]:
+    with open(path, "rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    opened: Any = gzip.open(path) if zipped else open(path, "rb")  # noqa: SIM115 - whoever asked for it closes it
+    return cast(IO[bytes], opened)
+
+
+def _chunks(path: Path) -> Iterator[bytes]:
+    with _open_bytes(path) as file:
+        while chunk := file.read(_CHUNK):
+            yield chunk
+
+
+def _given(path: Path, encoding: str) -> TextFile:
+    """The encoding that was asked for, if the whole file is in it."""
+    try:
+        decoder = codecs.getincrementaldecoder(encoding)()
+        "".encode(encoding)
+    except (LookupError, UnicodeError, TypeError):
+        raise BadSource(f"--encoding {encoding} is not known. Type utf-8, utf-16, latin-1, cp1252, or another that Python knows.") from None
+    lines = 1
+    try:
+        for chunk in _chunks(path):
+            lines += decoder.decode(chunk).count("\n")
+        decoder.decode(b"", final=True)
+    except UnicodeError as error:
+        good = getattr(error, "object", b"")[: getattr(error, "start", 0)]
+        lines += good.decode(encoding, "ignore").count("\n") if isinstance(good, bytes) else 0
+        raise BadSource(f"{path}, line {lines}: not {encoding}. Leave --encoding out to have it found, or name another.") from None
+    return TextFile(path, encoding)
+
+
+def _utf16_without_mark(beginning: bytes) -> str | None:
+    """UTF-16 that does not say so: every other byte of Western text is zero."""
+    codes = np.frombuffer(beginning[: len(beginning) // 2 * 2], np.uint8).reshape(-1, 2) == 0
+    if len(codes) < 2:
+        return None
+    high, low = codes.mean(axis=0)
+    if max(high, low) < 0.7 or min(high, low) > 0.1:
+        return None
+    return "utf-16-le" if low > high else "utf-16-be"
+
+
+def _refuse_binary(path: Path, beginning: bytes) -> None:
+    for magic, what, todo in _MAGIC:
+        if beginning.startswith(magic):
+            raise BadSource(f"{path} is {what}; a text file is expected: {todo}.")
+    odd = sum(map(beginning.count, (bytes([code]) for code in range(32) if code not in (9, 10, 11, 12, 13, 27))))
+    if odd > len(beginning) / 20:
+        raise BadSource(f"{path} is a binary file; a CSV, JSON lines or Parquet file is expected.")
+
+
+def _utf8_errors(path: Path) -> tuple[int, int, int, set[int]]:
+    """Broken bytes, letters beyond ASCII, line of the first broken byte, and all byte values where any is broken."""
+    decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
+    broken = letters = first = 0
+    lines = 1
+    codes: set[int] = set()
+    for chunk in _chunks(path):
+        text = decoder.decode(chunk)
+        if not chunk.isascii():
+            values = np.frombuffer(chunk, np.uint8)
+            letters += int(np.count_nonzero(values >= 0xC2))
+            codes |= set(np.unique(values).tolist())
+            in_text = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
+            wrong = np.flatnonzero((in_text >= 0xDC80) & (in_text <= 0xDCFF))
+            if len(wrong) and not broken:
+                first = lines + text.count("\n", 0, int(wrong[0]))
+            broken += len(wrong)
+        lines += text.count("\n") if not broken else 0
+    if decoder.getstate()[0]:
+        broken, first = broken + 1, first or lines
+    return broken, letters, first, codes

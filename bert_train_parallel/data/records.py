@@ -1,0 +1,150 @@
+"""JSON lines, JSON arrays and Parquet files as tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from bert_train_parallel.data.encodings import TextFile
+from bert_train_parallel.data.table import LOOK, Cells, Record, Table, Unusable
+from bert_train_parallel.errors import BadSource, MissingPackage
+
+Objects = Iterator[tuple[int, dict[str, Any] | Unusable]]
+
+_NO_OBJECT = Unusable("that are no JSON object")
+DATASETS_INSTALL = 'pip install "bert-train-parallel[datasets]"'
+
+
+def open_json(file: TextFile, name: str) -> Table:
+    """The table in a file of JSON lines, or of one JSON array of objects; its columns are the keys of the first objects.
+
+    Raises:
+        BadSource: the beginning is neither.
+    """
+    with file.open() as text:
+        beginning = text.read(1 << 16).lstrip()
+    is_array = beginning.startswith("[")
+    unit = "entry" if is_array else "line"
+    objects = partial(_array, file, name) if is_array else partial(_lines, file, name)
+    look = [found for _, found in islice(objects(), LOOK) if isinstance(found, dict)]
+    if not look:
+        raise BadSource(f'{name} has no {"entries" if is_array else "lines"} of JSON such as {{"text": "...", "label": "..."}}.')
+    columns = tuple(dict.fromkeys(key for found in look for key in found))
+    return Table(
+        name=name,
+        columns=columns,
+        named=True,
+        look=[[found.get(column) for column in columns] for found in look],
+        records=partial(_records, objects, columns),
+        described="a JSON array" if is_array else "JSON lines",
+        read_as={"encoding": file.encoding},
+        remark=file.remark,
+        unit=unit,
+    )
+
+
+def _records(objects: Callable[[], Objects], columns: Sequence[str], wanted: Sequence[int]) -> Iterator[Record]:
+    keys = [columns[number] for number in wanted]
+    for line, found in objects():
+        yield line, [_whole(found.get(key)) for key in keys] if isinstance(found, dict) else found
+
+
+def _lines(file: TextFile, name: str) -> Objects:
+    """The object on each line; blank lines do not count."""
+    good = False
+    with file.open() as text:
+        for number, line in enumerate(text, 1):
+            if line.isspace():
+                continue
+            try:
+                found = json.loads(line)
+            except (ValueError, RecursionError):
+                found = None
+            if isinstance(found, dict):
+                good = True
+                yield number, found
+            elif not good and number > 3:
+                raise BadSource(
+                    f'{name}, line {number}: not JSON. One object on each line is expected, such as {{"text": "...", "label": "..."}}.'
+                )
+            else:
+                yield number, _NO_OBJECT
+
+
+def _array(file: TextFile, name: str) -> Objects:
+    """The objects of a JSON array, which is read whole."""
+    with file.open() as text:
+        try:
+            entries = json.load(text)
+        except (ValueError, RecursionError) as error:
+            raise BadSource(f"{name} begins as a JSON array and is none: {error}.") from None
+    for number, found in enumerate(entries, 1):
+        yield number, found if isinstance(found, dict) else _NO_OBJECT
+
+
+def _whole(cell: Any) -> Any:
+    """A text without halves of surrogate pairs, which JSON can spell and UTF-8 cannot."""
+    if not isinstance(cell, str):
+        return cell
+    try:
+        cell.encode()
+    except UnicodeEncodeError:
+        return cell.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return cell
+
+
+def open_parquet(path: Path, name: str) -> Table:
+    """The table in a Parquet file.
+
+    Raises:
+        BadSource: damaged, or not Parquet.
+        MissingPackage: pyarrow is not installed.
+    """
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingPackage(f"{name} is a Parquet file; reading it takes pyarrow. Type: {DATASETS_INSTALL}") from None
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            columns = tuple(file.schema_arrow.names)
+            look = [list(row.values()) for row in islice(_parquet_rows(file, columns), LOOK)]
+    except (pyarrow.ArrowException, OSError) as error:
+        raise BadSource(f"{name} cannot be read as Parquet: {str(error).partition(chr(10))[0].rstrip('.')}.") from None
+    table = Table(
+        name=name,
+        columns=columns,
+        named=True,
+        look=look,
+        records=partial(_parquet_records, path, name, columns),
+        described="Parquet",
+        unit="row",
+    )
+    table.check_look()
+    return table
+
+
+def _parquet_rows(file: Any, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    for batch in file.iter_batches(batch_size=1_024, columns=list(columns)):
+        yield from batch.to_pylist()
+
+
+def _parquet_records(path: Path, name: str, columns: Sequence[str], wanted: Sequence[int]) -> Iterator[Record]:
+    import pyarrow.parquet
+
+    keys = [columns[number] for number in wanted]
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            yield from numbered(_parquet_rows(file, keys), keys)
+    except pyarrow.ArrowException as error:
+        raise BadSource(f"{name} is damaged: {str(error).partition(chr(10))[0].rstrip('.')}.") from None
+
+
+def numbered(rows: Iterable[dict[str, Any]], keys: Sequence[str]) -> Iterator[tuple[int, Cells]]:
+    """The cells of each row with its number, from 1."""
+    for number, row in enumerate(rows, 1):
+        yield number, [row[key] for key in keys]
