@@ -144,6 +144,13 @@ class DataParallel:
         with self._without_averaging():
             self._backward(numbers, 1.0)
 
+    def close(self) -> None:
+        # whoever lets go of the process group last waits for gloo's threads. DDP would wait holding Python's lock,
+        # which such a thread needs to let go of its last tensors; the process group itself does not
+        for name in ("logger", "reducer"):
+            self._network.__dict__.pop(name, None)
+        self._network = self.model
+
     def _gradients(self, mine: IntArray, dropout_seed: int, total_weight: float) -> None:
         """Forward and backward over this rank's share, in as many parts as memory asks for."""
         while True:

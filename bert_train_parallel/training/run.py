@@ -88,6 +88,8 @@ def run_rank(open_store: Callable[[], Store], named: RunFiles, config: TrainConf
             if writes and start.is_new:
                 runs.give_up_claim(files)
             raise
+        finally:
+            run.strategy.close()
 
 
 def set_up(world: World, store: Store, config: TrainConfig, start: Start, reporter: Reporter) -> Run:

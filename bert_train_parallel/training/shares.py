@@ -11,8 +11,9 @@ import numpy as np
 from bert_train_parallel.data.batches import IntArray
 from bert_train_parallel.errors import BadSetting
 
-# Shares follow the speeds only where a step would gain this much: smaller differences are noise, and equal shares repeat to the bit.
-_WORTH = 0.15
+# Shares follow the speeds only where equal ones make a step this much longer than it need be: at once, or when two measurements
+# in a row say so. Smaller differences are noise, and shares that stay as they are repeat to the bit.
+_AT_ONCE, _TWICE = 1.5, 1.2
 _MEMORY = 0.5  # weight of what was known in a new estimate of a speed
 
 
@@ -30,6 +31,7 @@ class Shares:
     parts: tuple[float, ...]  # of the tokens of a batch, one for each rank, with the sum 1; 0: the rank computes nothing
     speeds: tuple[float, ...] = ()  # tokens per second of each rank, as measured; empty before
     fixed: bool = False  # set by the user: speeds are measured, the parts stay
+    in_doubt: bool = False  # the last measurement would have them changed
 
     @classmethod
     def equal(cls, ranks: int, fixed: bool = False) -> Shares:
@@ -76,9 +78,10 @@ class Shares:
         if self.fixed or not all(speeds):
             return replace(self, speeds=speeds)
         ideal = tuple(speed / sum(speeds) for speed in speeds)
-        if _step_time(self.parts, speeds) < (1 + _WORTH) * _step_time(ideal, speeds):
-            return replace(self, speeds=speeds)
-        return replace(self, parts=ideal, speeds=speeds)
+        longer = _step_time(self.parts, speeds) / _step_time(ideal, speeds)
+        if longer >= _AT_ONCE or (longer >= _TWICE and self.in_doubt):
+            return replace(self, parts=ideal, speeds=speeds, in_doubt=False)
+        return replace(self, speeds=speeds, in_doubt=longer >= _TWICE)
 
     @property
     def known_speeds(self) -> tuple[float, ...]:

@@ -66,5 +66,8 @@ class Strategy(Protocol):
     def load_model(self, model: Mapping[str, Tensor], source: int = 0) -> None:
         """The model of an earlier step, to evaluate it; only rank `source` needs to have the tensors."""
 
+    def close(self) -> None:
+        """Let go of what the ranks share; nothing else may be asked afterwards."""
+
     def description(self) -> dict[str, Any]:
         """How the work is spread now, as JSON values: share, speed and utilisation of each rank."""

@@ -1,0 +1,154 @@
+"""Real worlds of a few CPU processes for tests: each rank is the command itself, forked from a process that has loaded torch."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+from typing import Any
+
+from bert_train_parallel.progress import Event, read_events
+from bert_train_parallel.rank import Rank
+from bert_train_parallel.run_files import RunFiles
+
+_PRELOAD = ["bert_train_parallel.training.run", "transformers.models.bert.modeling_bert", "pytest"]
+
+
+class TestWorld:
+    """Ranks that run; kill them, ask them to stop, or wait for them."""
+
+    __test__ = False  # not a test class, whatever pytest thinks of its name
+
+    def __init__(self, processes: list[ForkServerProcess], outputs: list[Path]) -> None:
+        self.processes, self.outputs = processes, outputs
+
+    def wait(self, timeout: float = 120) -> list[int]:
+        """Exit codes of all ranks, a signal as in a shell."""
+        until = time.monotonic() + timeout
+        for process in self.processes:
+            process.join(max(0.0, until - time.monotonic()))
+        codes = [process.exitcode for process in self.processes]
+        self.kill()
+        assert None not in codes, f"ranks that did not end: {codes}\n{self.output()}"
+        return [code if code >= 0 else 128 - code for code in codes if code is not None]
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        for process in self.processes:
+            if process.is_alive() and process.pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, number)
+        if number == signal.SIGKILL:
+            for process in self.processes:
+                process.join(10)
+
+    def output(self, rank: int | None = None) -> str:
+        return "\n".join(path.read_text() for path in (self.outputs if rank is None else [self.outputs[rank]]))
+
+
+def start_world(ranks: int, *arguments: object, folder: Path, patch: Callable[[], None] | None = None, **who: Any) -> TestWorld:
+    """Start the command with these arguments in each rank of a world on this machine.
+
+    Args:
+        folder: for what the ranks print.
+        patch: called in each rank before the command; must be importable.
+        who: fields of Rank, such as `attempt` and `job`.
+    """
+    os.environ["OMP_NUM_THREADS"] = "1"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    outputs = [folder / f"rank_{rank}.{time.time_ns()}.txt" for rank in range(ranks)]
+    processes = []
+    for rank in range(ranks):
+        me = Rank(
+            rank=rank, local_rank=rank, world_size=ranks, local_world_size=ranks, master_port=port, device="cpu", backend="gloo", **who
+        )
+        environment = me.to_environ() if ranks > 1 or who else {}
+        process = context.Process(target=_rank_main, args=(environment, [str(word) for word in arguments], str(outputs[rank]), patch))
+        process.start()
+        processes.append(process)
+    return TestWorld(processes, outputs)
+
+
+def run_world(ranks: int, *arguments: object, folder: Path, patch: Callable[[], None] | None = None, **who: Any) -> TestWorld:
+    """A world that ran to its end, well."""
+    world = start_world(ranks, *arguments, folder=folder, patch=patch, **who)
+    codes = world.wait()
+    assert codes == [0] * ranks, f"exit codes {codes}\n{world.output()}"
+    return world
+
+
+def _rank_main(environment: dict[str, str], arguments: Sequence[str], output: str, patch: Callable[[], None] | None) -> None:
+    os.environ.update(environment)
+    with open(output, "w", buffering=1) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        sys.stdout = sys.stderr = file
+        if patch:
+            patch()
+        from bert_train_parallel.training.cli import main
+
+        code = main(arguments)
+        file.flush()
+    os._exit(code)
+
+
+def wait_for_step(files: RunFiles, step: int, timeout: float = 60) -> None:
+    """Return when a run has told of a step."""
+    until = time.monotonic() + timeout
+    while not any(event.step >= step for event in read_events(files.progress)):
+        assert time.monotonic() < until, f"no step {step} in {files.progress}"
+        time.sleep(0.02)
+
+
+def events(files: RunFiles, kind: str) -> list[Event]:
+    return [event for event in read_events(files.progress) if event.kind == kind]
+
+
+def losses(files: RunFiles) -> dict[int, float]:
+    """The loss of each step; of a step that was repeated after a restart, the last."""
+    return {event.step: event.figures["loss"] for event in events(files, "step")}
+
+
+def weights(files: RunFiles, step: int) -> dict[str, Any]:
+    from safetensors.numpy import load_file
+
+    return load_file(files.checkpoints / f"step_{step:08d}" / "model.safetensors")
+
+
+ROWS_LOG = "TEST_ROWS_LOG"  # in the environment: folder in which each rank notes the rows it computes
+
+
+def note_rows() -> None:
+    """A patch: each rank notes the rows that enter the model in training."""
+    from bert_train_parallel.training import data_parallel
+
+    make_batch = data_parallel.make_batch
+    place = Path(os.environ[ROWS_LOG]) / f"rows_{os.environ.get('RANK', '0')}.jsonl"
+
+    def noting(rows: Any, numbers: Any, total_weight: float) -> Any:
+        with open(place, "a") as file:
+            file.write(json.dumps(numbers.tolist()) + "\n")
+        return make_batch(rows, numbers, total_weight)
+
+    data_parallel.make_batch = noting
+
+
+@contextlib.contextmanager
+def noted_rows(folder: Path) -> Iterator[Callable[[], list[int]]]:
+    """Within the block, worlds with the patch `note_rows` note their rows; calling what it gives reads them."""
+    os.environ[ROWS_LOG] = str(folder)
+    try:
+        yield lambda: [row for path in folder.glob("rows_*.jsonl") for line in path.read_text().splitlines() for row in json.loads(line)]
+    finally:
+        del os.environ[ROWS_LOG]
