@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 _LINUX = sys.platform == "linux"
@@ -244,6 +243,8 @@ def _run_guarded(body: Callable[[Interrupts], int], lifelines: Mapping[int, int]
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         code = body(interrupts)
     except BaseException:
+        import traceback
+
         traceback.print_exc()  # nobody above this frame would: the process ends here
     finally:
         kill_descendants()

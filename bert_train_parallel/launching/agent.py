@@ -9,15 +9,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bert_train_parallel import processes
 from bert_train_parallel.errors import BadSetting, not_writable
-from bert_train_parallel.gpus import HELD_VARIABLE
 from bert_train_parallel.launching import output
-from bert_train_parallel.launching.command import environment_for
+from bert_train_parallel.launching.environment import rank_environment
 from bert_train_parallel.launching.plan import Failure, LaunchRequest, WorldPlan
 from bert_train_parallel.launching.world import World
 from bert_train_parallel.rank import Rank
@@ -263,7 +262,7 @@ class _Agent:
 
     def _wait_s(self) -> float | None:
         """Seconds until something is due although nothing arrives; None: nothing is."""
-        if self._asked or not self._living:
+        if self._kill_at is not None or not self._living:
             return 0.1  # a process that is not our child may end and leave others, and nothing tells us
         due = [moment for moment in (self._decide_at, self._kill_at) if moment is not None]
         return max(0.0, min(due) - time.monotonic()) if due else None
@@ -312,7 +311,7 @@ class _Agent:
             self._fail(describe(cause, self._host), is_ours=True)
         if self._kill_at is not None and now >= self._kill_at:
             processes.kill_descendants(patience_s=0.1)
-        elif self._asked:
+        elif self._kill_at is not None:
             self._ask_leftovers()
 
     def _fail(self, failure: Failure, is_ours: bool) -> None:
@@ -342,7 +341,6 @@ class _Agent:
             self._asked.update(targets)
         if not self._living:
             self._ask_leftovers()
-        self._asked.add(0)  # marks that the end has begun even if nobody was left to ask
 
     def _ask_leftovers(self) -> None:
         """Ask what is not below a living rank, since its rank has gone."""
@@ -362,32 +360,3 @@ def _group_of(leader: int) -> list[int]:
         except ProcessLookupError:
             continue
     return found
-
-
-def rank_environment(rank: Rank, request: LaunchRequest, devices: Sequence[str], given: dict[str, str]) -> dict[str, str]:
-    """All variables of one rank: the launcher's own, who it is, its node's GPUs, and threads that share the cores.
-
-    >>> rank = Rank(rank=1, local_rank=1, world_size=2, local_world_size=2, device="cuda")
-    >>> variables = rank_environment(rank, LaunchRequest(("a.py",)), ["GPU-1", "GPU-2"], {"OMP_NUM_THREADS": "3"})
-    >>> variables["CUDA_VISIBLE_DEVICES"], variables["LOCAL_RANK"], variables["OMP_NUM_THREADS"]
-    ('GPU-1,GPU-2', '1', '3')
-    """
-    variables = {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": str(max(1, cores() // rank.local_world_size))}
-    if rank.local_world_size > 1:
-        variables["OMP_WAIT_POLICY"] = "passive"  # idle threads that spin would take the cores of other ranks
-    variables |= given | environment_for(request.command, given) | request.environment | rank.to_environ()
-    variables.pop("TORCHELASTIC_USE_AGENT_STORE", None)  # from a torchrun around us: it would send ranks to that one's store
-    variables.pop(HELD_VARIABLE, None)  # open files of the launcher, which ranks do not get
-    if rank.device == "cuda":
-        variables |= {"CUDA_VISIBLE_DEVICES": ",".join(devices), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    elif request.device == "cpu":
-        variables["CUDA_VISIBLE_DEVICES"] = ""
-    return variables
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        return os.cpu_count() or 1

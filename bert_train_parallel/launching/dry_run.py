@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 
 from bert_train_parallel.gpus import Claim
-from bert_train_parallel.launching.agent import rank_environment
+from bert_train_parallel.launching.environment import rank_environment
 from bert_train_parallel.launching.hello import own_host
 from bert_train_parallel.launching.plan import LaunchRequest, Node, WorldPlan
 
