@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -73,7 +74,7 @@ def start_world(ranks: int, *arguments: object, folder: Path, patch: Callable[[]
         me = Rank(
             rank=rank, local_rank=rank, world_size=ranks, local_world_size=ranks, master_port=port, device="cpu", backend="gloo", **who
         )
-        environment = me.to_environ() if ranks > 1 or who else {}
+        environment = (me.to_environ() if ranks > 1 or who else {}) | _for_ranks
         process = context.Process(target=_rank_main, args=(environment, [str(word) for word in arguments], str(outputs[rank]), patch))
         process.start()
         processes.append(process)
@@ -90,16 +91,20 @@ def run_world(ranks: int, *arguments: object, folder: Path, patch: Callable[[], 
 
 def _rank_main(environment: dict[str, str], arguments: Sequence[str], output: str, patch: Callable[[], None] | None) -> None:
     os.environ.update(environment)
-    with open(output, "w", buffering=1) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        sys.stdout = sys.stderr = file
+    file = open(output, "w", buffering=1)  # noqa: SIM115 (open to the end of the process)
+    os.dup2(file.fileno(), 1)
+    os.dup2(file.fileno(), 2)
+    sys.stdout = sys.stderr = file
+    code = 1
+    try:
         if patch:
             patch()
         from bert_train_parallel.training.cli import main
 
         code = main(arguments)
-        file.flush()
+    except BaseException:
+        traceback.print_exc()
+    file.flush()
     os._exit(code)
 
 
@@ -126,7 +131,8 @@ def weights(files: RunFiles, step: int) -> dict[str, Any]:
     return load_file(files.checkpoints / f"step_{step:08d}" / "model.safetensors")
 
 
-ROWS_LOG = "TEST_ROWS_LOG"  # in the environment: folder in which each rank notes the rows it computes
+_for_ranks: dict[str, str] = {}  # variables that patches look at
+_ROWS_LOG = "TEST_ROWS_LOG"
 
 
 def note_rows() -> None:
@@ -134,7 +140,7 @@ def note_rows() -> None:
     from bert_train_parallel.training import data_parallel
 
     make_batch = data_parallel.make_batch
-    place = Path(os.environ[ROWS_LOG]) / f"rows_{os.environ.get('RANK', '0')}.jsonl"
+    place = Path(os.environ[_ROWS_LOG]) / f"rows_{os.environ.get('RANK', '0')}.jsonl"
 
     def noting(rows: Any, numbers: Any, total_weight: float) -> Any:
         with open(place, "a") as file:
@@ -146,9 +152,9 @@ def note_rows() -> None:
 
 @contextlib.contextmanager
 def noted_rows(folder: Path) -> Iterator[Callable[[], list[int]]]:
-    """Within the block, worlds with the patch `note_rows` note their rows; calling what it gives reads them."""
-    os.environ[ROWS_LOG] = str(folder)
+    """Within the block, worlds with the patch `note_rows` note their rows in this folder; calling what it gives reads them."""
+    _for_ranks[_ROWS_LOG] = str(folder)
     try:
         yield lambda: [row for path in folder.glob("rows_*.jsonl") for line in path.read_text().splitlines() for row in json.loads(line)]
     finally:
-        del os.environ[ROWS_LOG]
+        del _for_ranks[_ROWS_LOG]
