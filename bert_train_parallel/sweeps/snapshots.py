@@ -8,8 +8,9 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from bert_train_parallel.config import DataConfig
 from bert_train_parallel.errors import BadSource
@@ -139,30 +140,27 @@ def _lines(path: Path) -> int:
 
 def _written_out(request: DatasetSnapshotRequest, aside: Path, tick: Tick) -> tuple[dict[str, Path], dict[str, int], dict[str, str] | None]:
     """A data set of several splits as JSON lines: all columns, in their order; class codes by their names."""
-    from bert_train_parallel.data.samples import BadRows
-    from bert_train_parallel.data.sources import open_table
+    from bert_train_parallel.data.sources import open_tables
 
-    table = open_table(request.dataset_name, DataConfig(dataset_config=request.dataset_config))
+    tables = open_tables(DataConfig(dataset_config=request.dataset_config), request.dataset_name)
     stem = store_stem(request.dataset_name)
     files: dict[str, Path] = {}
     counts: dict[str, int] = {}
     with contextlib.ExitStack() as stack:
-        open_files: dict[str, IO[str]] = {}
-        for line, split, cells in table.records(BadRows()):
-            name = _SPLITS[split or "train"]
-            if request.max_samples is not None and counts.get(name, 0) >= request.max_samples:
-                continue
-            if name not in open_files:
-                files[name] = aside / (f"{stem}.jsonl" if name == "train" else f"{stem}_{name}.jsonl")
-                open_files[name] = stack.enter_context(open(files[name], "w", encoding="utf-8"))
-            record = dict(zip(table.names, cells, strict=True))
-            open_files[name].write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
-            counts[name] = counts.get(name, 0) + 1
-            if line % 10_000 == 0:
-                tick()
+        for split, table in tables.items():
+            name = _SPLITS[split]
+            files[name] = aside / (f"{stem}.jsonl" if name == "train" else f"{stem}_{name}.jsonl")
+            file = stack.enter_context(open(files[name], "w", encoding="utf-8"))
+            counts[name] = 0
+            for line, cells in islice(table.usable(range(len(table.columns))), request.max_samples):
+                record = dict(zip(table.columns, cells, strict=True))
+                file.write(json.dumps(record, ensure_ascii=False, default=str) + "\n")
+                counts[name] += 1
+                if line % 10_000 == 0:
+                    tick()
     if "train" not in files:
         raise BadSource(f"{request.dataset_name} has no training samples.")
-    return _with_labels(files, counts), counts, dict.fromkeys(table.names, "column")
+    return _with_labels(files, counts), counts, dict.fromkeys(tables["train"].columns, "column")
 
 
 def _with_labels(files: dict[str, Path], counts: dict[str, int]) -> dict[str, Path]:
