@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,21 @@ from bert_train_parallel.model_names import locate_model
 _CACHED_WORDS = 200_000  # about 40 MB; then the cache starts anew
 _POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "data2vec-text", "mpnet", "xmod"}
 _CACHED_LETTERS = 64  # longer words are rare, and a text without spaces is one of them
+
+
+Spans = Sequence[tuple[int, int]]  # (start, end) of each unit, in characters
+
+
+def units_before(of_words: Spans, units: Spans) -> list[int]:
+    """How many units of a text stand before each of its words, and in all; a unit belongs to the word that it ends in.
+
+    >>> units_before([(0, 3), (4, 11)], [(0, 3), (3, 8), (8, 11)])       # a tokenizer that counts the space to a word
+    [0, 1, 3]
+    """
+    starts = np.array([start for start, _ in of_words])
+    ends = np.array([end for _, end in units], np.int64)
+    word = np.maximum(np.searchsorted(starts, ends - 1, side="right") - 1, 0)
+    return [0, *np.cumsum(np.bincount(word, minlength=len(starts))).tolist()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,23 +73,37 @@ class TextTokenizer:
         """The ids of each text, without special tokens."""
         if self._words is None:
             return self._encoded(texts)
-        split = [text.split(" ") for text in texts]
+        return [b"".join(parts) for parts in self._of_words([text.split(" ") for text in texts])]
+
+    def by_words(self, text: str, of_words: Spans) -> tuple[bytes, list[int]]:
+        """The ids of a text, and how many tokens stand before each of its words, and in all."""
+        if self._words is None:
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
+            return np.array(encoding.ids, self.dtype).tobytes(), units_before(of_words, encoding.offsets)
+        (parts,) = self._of_words([[text[start:end] for start, end in of_words]])
+        size = self.dtype.itemsize
+        return b"".join(parts), list(accumulate((len(part) // size for part in parts), initial=0))
+
+    def spans(self, text: str) -> Spans:
+        """Where each token of a text stands."""
+        offsets: Spans = self._tokenizer.encode(text, add_special_tokens=False).offsets
+        return offsets
+
+    def _of_words(self, texts: list[list[str]]) -> list[list[bytes]]:
+        """The ids of each word of each text; each word goes through the tokenizer once, while it is remembered."""
+        assert self._words is not None
         known = self._words
-        new = set().union(*split) - known.keys()
+        words = set().union(*texts)
+        new = [word for word in words if word not in known]
         if len(known) + len(new) > _CACHED_WORDS:
             known.clear()
-            new = set().union(*split)
-        words = list(new)
-        known.update(zip(words, self._encoded(words), strict=True))
-        found = [b"".join(map(known.__getitem__, words)) for words in split]
-        for word in words:
+            new = list(words)
+        known.update(zip(new, self._encoded(new), strict=True))
+        found = [[known[word] for word in words] for words in texts]
+        for word in new:
             if len(word) > _CACHED_LETTERS:
                 del known[word]
         return found
-
-    def spans(self, texts: Sequence[str]) -> list[list[tuple[int, int]]]:
-        """Where each token of each text stands: (start, end) in characters."""
-        return [encoding.offsets for encoding in self._tokenizer.encode_batch(texts, add_special_tokens=False)]
 
     def _encoded(self, texts: Sequence[str]) -> list[bytes]:
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
