@@ -157,10 +157,13 @@ def _macro_f1(drawn: IntArray, truth: IntArray, predicted: IntArray, classes: in
 def _number_differences(truth: FloatArray, a: FloatArray, b: FloatArray, rng: np.random.Generator) -> Iterator[Difference]:
     """Differences b - a of mean squared error and Pearson's r, with bootstrap intervals over samples (n,)."""
     measures: dict[str, Callable[[FloatArray, FloatArray], float]] = {"mse": metrics.mean_squared_error, "pearson": metrics.pearson}
-    draws = [rng.integers(len(truth), size=len(truth)) for _ in range(RESAMPLES)]
-    for name, measure in measures.items():
-        resampled = np.array([measure(truth[draw], b[draw]) - measure(truth[draw], a[draw]) for draw in draws])
-        yield _difference(name, measure(truth, b) - measure(truth, a), resampled)
+
+    def gains(draw: IntArray | slice) -> list[float]:
+        return [measure(truth[draw], b[draw]) - measure(truth[draw], a[draw]) for measure in measures.values()]
+
+    resampled = np.array([gains(rng.integers(len(truth), size=len(truth))) for _ in range(RESAMPLES)])
+    for number, (name, value) in enumerate(zip(measures, gains(slice(None)), strict=True)):
+        yield _difference(name, value, resampled[:, number])
 
 
 def _difference(figure: str, value: float, resampled: FloatArray) -> Difference:
