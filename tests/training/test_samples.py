@@ -1,0 +1,59 @@
+"""Weights of rows, and settings that do not fit the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bert_train_parallel import config
+from bert_train_parallel.data.preparation import prepare
+from bert_train_parallel.data.store import Store
+from bert_train_parallel.errors import BadSetting
+from bert_train_parallel.training.samples import check_settings, class_weights, evaluation_rows, training_rows
+
+
+@pytest.fixture
+def store(write_csv: Callable[..., Path], tiny_tokenizer: Path) -> Store:
+    source = write_csv(100, long_every=5)
+    return prepare(config.TrainConfig(model=str(tiny_tokenizer), sequence_len=32), str(source), None, lambda sentence: None)
+
+
+def test_balanced_classes_weigh_the_same_together() -> None:
+    codes = np.array([0] * 6 + [1] * 3 + [2])
+    weights = class_weights("balanced", codes, ["a", "b", "c"])
+    assert [float(weights[code] * (codes == code).sum()) for code in range(3)] == pytest.approx([10 / 3] * 3)
+
+
+def test_the_rows_of_a_sample_can_share_one_weight(store: Store) -> None:
+    each = training_rows(store, config.TrainConfig())
+    shared = training_rows(store, config.TrainConfig(row_weights="samples"))
+    assert len(each) > len(np.unique(each.sample))
+    assert each.weights.sum() == len(each)
+    assert shared.weights.sum() == pytest.approx(len(np.unique(shared.sample)))
+
+
+def test_class_weights_multiply_those_of_rows(store: Store) -> None:
+    rows = training_rows(store, config.TrainConfig(class_weights={"good": 3.0}, row_weights="samples"))
+    shared = training_rows(store, config.TrainConfig(row_weights="samples"))
+    good = rows.targets[:, 0] == store.label_names.index("good")
+    np.testing.assert_allclose(rows.weights[good], 3 * shared.weights[good])
+    np.testing.assert_allclose(rows.weights[~good], shared.weights[~good])
+
+
+def test_caps_are_of_samples(store: Store) -> None:
+    settings = config.TrainConfig(max_train_samples=7, max_eval_samples=4)
+    assert len(np.unique(training_rows(store, settings).sample)) == 7
+    assert len(np.unique(evaluation_rows(store, "test", settings).sample)) == 4
+
+
+def test_a_class_weight_for_an_unknown_label_is_an_error_with_the_nearest_name(store: Store) -> None:
+    with pytest.raises(BadSetting, match=r"no label 'goood'\. Did you mean 'good'"):
+        check_settings(config.TrainConfig(class_weights={"goood": 2.0}), store)
+
+
+def test_a_metric_of_another_task_is_an_error_that_names_those_of_this_one(store: Store) -> None:
+    with pytest.raises(BadSetting, match=r"pearson is not a figure of a classification.*macro_f1"):
+        check_settings(config.TrainConfig(metric="pearson"), store)
