@@ -24,7 +24,7 @@ from bert_train_parallel.rank import DEFAULT_PORT
 
 SETTLE_S = 0.3  # time for other nodes to say the same, before a mistake is told to all
 LINGER_S = 1.5  # after a refusal: nodes that come late by this much still hear why
-REMIND_S = 5.0
+FIRST_REMINDER_S, REMIND_S = 1.5, 5.0
 STUCK_AFTER_S = 30.0  # a node that was told to stop and still has processes
 
 
@@ -132,11 +132,11 @@ class Master:
 
     async def _remind(self) -> None:
         loop = asyncio.get_running_loop()
-        said = loop.time() - REMIND_S / 2
+        said = loop.time() - REMIND_S + FIRST_REMINDER_S
         while True:
             await asyncio.sleep(0.1)
             if self.phase != "gathering" or self.refusal:
-                said = loop.time() - REMIND_S / 2
+                said = loop.time() - REMIND_S + FIRST_REMINDER_S
             elif loop.time() > self.deadline and not self.transfers:
                 self._give_up()
             elif loop.time() - said >= REMIND_S:

@@ -15,7 +15,7 @@ from bert_train_parallel.launching.wire import Message
 from bert_train_parallel.rank import DEFAULT_PORT
 
 KNOCK_EVERY_S = 0.5
-ANSWER_WITHIN_S = 2.5  # so that a silent address is told of within 3 s
+ANSWER_WITHIN_S = 2.0  # so that a silent address is told of within 3 s
 REPEAT_S = 10.0
 TELL_WITHIN_S = 3.0  # a node that cannot take part says why to a master that can be reached, and waits no longer for one that cannot
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The same mistakes and accidents with this launcher, torchrun and accelerate, on two hosts made of network namespaces.
 
-    sudo scripts/bench/launch_mistakes.py --cap 60 --output launch_mistakes.json
+    sudo scripts/bench/launch_mistakes.py --cap 60 --record
 
 Every case starts the launchers of two hosts (alpha, the master, and beta), makes one mistake, and measures from the moment
 the last one was started, or the accident happened:
@@ -13,7 +13,6 @@ up to the cap. What was still running then is marked `capped`: how long it would
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import signal
@@ -28,6 +27,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
 
+from common import record  # noqa: E402
 from hosts.fleet import Host, Run, fleet, why_not  # noqa: E402
 
 PORT = 29511
@@ -123,7 +123,11 @@ CASES = [
     Case(
         "the nodes disagree about their number", r"(?i)disagree|do not agree|mismatch|nnodes|other_gpus|num_machines", beta={"nodes": "3"}
     ),
-    Case("both nodes have one node rank", r"(?i)both node|same.*rank|duplicate|port.*(taken|use)|already in use", beta={"node_rank": "0"}),
+    Case(
+        "both nodes have one node rank",
+        r"(?i)both node|node_rank 0|same.*rank|duplicate|port.*(taken|use)|already in use",
+        beta={"node_rank": "0"},
+    ),
     Case("an argument of the script differs", r"differ", alpha={"argument": "--lr=1"}, beta={"argument": "--lr=2"}),
     Case("a rank fails on beta", r"no such label", accident=signal_rank_of_beta(signal.SIGUSR1)),
     Case("a rank is killed on beta", r"SIGKILL|[Ss]ignal 9|-9", accident=signal_rank_of_beta(signal.SIGKILL)),
@@ -202,7 +206,7 @@ def main() -> int:
     parser.add_argument("--launchers", nargs="+", choices=list(LAUNCHERS), default=list(LAUNCHERS))
     parser.add_argument("--cases", default="", help="only cases whose name contains this")
     parser.add_argument("--together", type=int, default=1, help="cases measured at the same time; more than 1 blurs short times")
-    parser.add_argument("--output", type=Path, help="JSON file for the figures")
+    parser.add_argument("--record", action="store_true", help="append the figures to results.jsonl")
     arguments = parser.parse_args()
     if reason := why_not():
         print(f"launch_mistakes: {reason}", file=sys.stderr)
@@ -213,8 +217,8 @@ def main() -> int:
     order = [case.name for case in CASES]
     outcomes.sort(key=lambda one: order.index(one.case))
     print(table(outcomes))
-    if arguments.output:
-        arguments.output.write_text(json.dumps([asdict(one) for one in outcomes], indent=2) + "\n")
+    if arguments.record:
+        record("launch_mistakes", {"cap_s": arguments.cap, "outcomes": [asdict(one) for one in outcomes]})
     return 0
 
 
