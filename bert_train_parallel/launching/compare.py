@@ -14,6 +14,7 @@ TODO = {
     "--max_restarts": "Type the same on every node.",
     "--elastic": "Type the same on every node.",
     "--check": "Type the same on every node.",
+    "--send_data": "Type the same on every node.",
     "bert-train-parallel": "Install one version of it on every node.",
     "torch": "Install one version on every node, for example: pip install torch=={0}",
     "NCCL": "It comes with torch: install one build of torch on every node.",

@@ -32,6 +32,7 @@ def make_hello(request: LaunchRequest, ranks: int, devices: tuple[str, ...], pro
             "--max_restarts": str(request.max_restarts),
             "--elastic": "yes" if request.elastic else "no",
             "--check": "yes" if request.check else "no",
+            "--send_data": "yes" if request.send_data else "no",
             **versions(),
         },
         command=words(request.command, request.folder),

@@ -165,7 +165,8 @@ class Master:
         if self.phase != "gathering":
             send({"kind": "refused", "error": "NodesDisagree", "words": self._too_late(hello)})
             return
-        if wanted := transfer.lacking(self.own.hello, hello) if self.request.send_data else []:
+        wanted = transfer.lacking(self.own.hello, hello)
+        if wanted and self.request.send_data and hello.same.get("--send_data") == "yes":
             send({"kind": "fetch first", "numbers": wanted})
             return
         names = [member.hello.host for member in self.members]

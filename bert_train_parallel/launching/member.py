@@ -156,7 +156,7 @@ class Member:
             self._refused(str(answer.get("error")), wire.printable(str(answer.get("words"))))
         elif token is not None and not wire.is_proof(answer.get("proof"), token, nonce, str(greeting.get("nonce")), "master"):
             raise NodesDisagree(f"{self.master} does not know the --job_token of this node. Give all nodes the same.")
-        elif answer["kind"] == "fetch first":
+        elif answer["kind"] == "fetch first" and self.request.send_data:
             await self._fetch(answer.get("numbers"), address)
         elif answer["kind"] == "joined":
             self.joined, self.writer, self.own_side = True, writer, door.own_side(writer)

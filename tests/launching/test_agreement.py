@@ -117,6 +117,7 @@ def test_nodes_with_their_own_counts_get_the_ranks_of_one_world(nodes: Nodes, co
         ({"command": ("train.py", "--lr", "2e-5")}, ['"1e-5" on alpha, "2e-5" on beta']),
         ({"command": ("train.py", "--lr")}, ['alpha has the argument "1e-5", beta does not']),
         ({"max_restarts": 3}, ["--max_restarts: 0 on alpha, 3 on beta"]),
+        ({"send_data": True}, ["--send_data: no on alpha, yes on beta"]),
         ({"ranks": 3, "others": 0}, ["4 GPUs came and 3 were announced", "--other_gpus"]),
     ],
 )
