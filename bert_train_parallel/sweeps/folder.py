@@ -34,6 +34,10 @@ class SharedFolder:
     def relative(self, path: Path) -> str:
         return path.resolve().relative_to(self.root.resolve()).as_posix()
 
+    def sweep(self, experiment_id: str) -> Path:
+        """What a sweep found: leaderboard, page, RESULT."""
+        return self.root / experiment_id
+
     def run(self, run_id: str) -> Path:
         return self.root / RUNS / run_id
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from bert_train_parallel.config import TrainConfig, setting_names
 from bert_train_parallel.sweeps.draw import Values, grid
+from bert_train_parallel.sweeps.folder import HISTORIES, RUNS, SNAPSHOTS, STORES
 from bert_train_parallel.sweeps.rungs import Ladder, maximises, rungs_of
 from bert_train_parallel.sweeps.space import DEFAULT_SPACE, SweepSpace
 
@@ -283,62 +284,6 @@ class CoordinatorWorkflowInput(Message):
         return self
 
 
-class SweepRequest(Message):
-    """A sweep as a user writes it."""
-
-    experiment_id: RunId
-    base: CoordinatorWorkflowConfig
-    space: SweepSpace = Field(default_factory=lambda: SweepSpace(DEFAULT_SPACE))
-    num_trials: int = Field(default=8, ge=1)  # of a ladder: those that begin on its first rung
-    max_concurrency: int = Field(default=4, ge=1)
-    seed: int = Field(default=42, ge=0)
-    sampler: Literal["random", "grid", "tpe"] | None = None  # None: random; tpe on a ladder
-    ladder: Ladder | None = None
-    metric: Metric | None = None
-    direction: Literal["maximize", "minimize"] | None = None
-    budget_gpu_hours: float | None = Field(default=None, gt=0)
-    launch: LaunchSettings = LaunchSettings()
-    approval: bool = False  # wait for `bert_sweep approve` between rungs
-    compare: bool = False  # a ladder's winner against random trials at equal rows seen, on the test split
-    keep_checkpoints: bool = False  # also of trials that lost
-
-    @field_validator("experiment_id")
-    @classmethod
-    def _leaves_room(cls, found: str) -> str:
-        if len(found) > 60:
-            raise ValueError("at most 60 characters, since trials add a number to it")
-        return found
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        names = [name for name, _ in self.space]
-        if self.metric and self.direction and maximises(self.metric) != (self.direction == "maximize"):
-            raise ValueError(f"direction: {self.metric} is to be {'maximized' if maximises(self.metric) else 'minimized'}; leave it out")
-        if self.ladder is None:
-            if self.approval or self.compare:
-                raise ValueError(f"{'approval' if self.approval else 'compare'}: only a sweep with a ladder has rungs")
-            if self.sampler == "grid":
-                next(iter(grid(self.space)))
-            return self
-        rungs_of(self.ladder, self.num_trials)
-        fixed = [name for name in names if name in ("epochs", "max_train_samples", "max_steps")]
-        if fixed:
-            raise ValueError(f"space: {fixed[0]} is what the rungs of a ladder decide; leave one of the two out")
-        if self.sampler == "grid":
-            raise ValueError("sampler: a ladder begins new trials on later rungs, which a grid has not; use tpe or random")
-        if self.base.fine_tune_config.settings.get("max_steps"):
-            raise ValueError("base.fine_tune_config.settings.max_steps: the rungs of a ladder decide how long a trial trains")
-        return self
-
-    @property
-    def chosen_sampler(self) -> str:
-        return self.sampler or ("tpe" if self.ladder else "random")
-
-    @property
-    def maximise(self) -> bool:
-        return maximises(self.metric) if self.metric else True
-
-
 class TrialResult(Message):
     """A trial of a sweep and how it ended; `score` is None for one that has no figure."""
 
@@ -375,6 +320,86 @@ class HistoryReference(Message):
     sha256: str
 
 
+class SweepState(Message):
+    """A board between two workflow runs of one sweep."""
+
+    number: int = 0  # of the next trial
+    trials: int  # to be run, as things stand
+    concurrency: int
+    budget_gpu_hours: float | None = None
+    paused: bool = False
+    stopped: str = ""
+    approved_rung: int = -1
+    spent_s: float = 0.0
+    rows_seen: int = 0
+    ended: int = 0
+    states: dict[str, int] = {}
+    best: tuple[TrialResult, ...] = ()
+    recent: tuple[TrialResult, ...] = ()  # not yet in the history file
+    history: HistoryReference | None = None
+    uncleaned: tuple[RunId, ...] = ()
+    snapshot: DatasetSnapshotResult | None = None
+
+
+class SweepRequest(Message):
+    """A sweep as a user writes it."""
+
+    experiment_id: RunId
+    base: CoordinatorWorkflowConfig
+    space: SweepSpace = Field(default_factory=lambda: SweepSpace(DEFAULT_SPACE))
+    num_trials: int = Field(default=8, ge=1)  # of a ladder: those that begin on its first rung
+    max_concurrency: int = Field(default=4, ge=1)
+    seed: int = Field(default=42, ge=0)
+    sampler: Literal["random", "grid", "tpe"] | None = None  # None: random; tpe on a ladder
+    ladder: Ladder | None = None
+    metric: Metric | None = None
+    direction: Literal["maximize", "minimize"] | None = None
+    budget_gpu_hours: float | None = Field(default=None, gt=0)
+    launch: LaunchSettings = LaunchSettings()
+    approval: bool = False  # wait for `bert_sweep approve` between rungs
+    compare: bool = False  # a ladder's winner against random trials at equal rows seen, on the test split
+    keep_checkpoints: bool = False  # also of trials that lost
+    so_far: SweepState | None = None  # what an earlier workflow run of the sweep hands on; never in a file
+
+    @field_validator("experiment_id")
+    @classmethod
+    def _leaves_room(cls, found: str) -> str:
+        if found in (RUNS, SNAPSHOTS, STORES, HISTORIES):
+            raise ValueError("this is the name of a folder that all sweeps share; choose another")
+        if len(found) > 60:
+            raise ValueError("at most 60 characters, since trials add a number to it")
+        return found
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        names = [name for name, _ in self.space]
+        if self.metric and self.direction and maximises(self.metric) != (self.direction == "maximize"):
+            raise ValueError(f"direction: {self.metric} is to be {'maximized' if maximises(self.metric) else 'minimized'}; leave it out")
+        if self.ladder is None:
+            if self.approval or self.compare:
+                raise ValueError(f"{'approval' if self.approval else 'compare'}: only a sweep with a ladder has rungs")
+            if self.sampler == "grid":
+                next(iter(grid(self.space)))
+            return self
+        rungs_of(self.ladder, self.num_trials)
+        fixed = [name for name in names if name in ("epochs", "max_train_samples", "max_steps")]
+        if fixed:
+            raise ValueError(f"space: {fixed[0]} is what the rungs of a ladder decide; leave one of the two out")
+        if self.sampler == "grid":
+            raise ValueError("sampler: a ladder begins new trials on later rungs, which a grid has not; use tpe or random")
+        if self.base.fine_tune_config.settings.get("max_steps"):
+            raise ValueError("base.fine_tune_config.settings.max_steps: the rungs of a ladder decide how long a trial trains")
+        return self
+
+    @property
+    def chosen_sampler(self) -> str:
+        return self.sampler or ("tpe" if self.ladder else "random")
+
+    @property
+    def maximise(self) -> bool:
+        return maximises(self.metric) if self.metric else True
+
+
 class Comparison(Message):
     """A ladder's winner beside the best of random trials that saw as many rows, on the test split."""
 
@@ -405,6 +430,11 @@ class SweepResult(Message):
     comparison: Comparison | None = None
 
 
+class TrialValues(Message):
+    number: int
+    values: Values
+
+
 class SuggestRequest(Message):
     """What TPE is to know: the space, all that has ended, and what is running."""
 
@@ -415,9 +445,9 @@ class SuggestRequest(Message):
     maximise: bool = True
     history: HistoryReference | None = None
     recent: tuple[TrialResult, ...] = ()  # ended since the history was written
-    known: int | None = None  # only trials with a lower number count as ended
-    running: tuple[Values, ...] = ()
-    rung: int | None = None  # only results of this rung
+    known: int | None = None  # trials from this number on count as running, whether they have ended or not
+    running: tuple[TrialValues, ...] = ()
+    rung: int | None = None  # only results of this rung, or of the highest below it that has enough
 
 
 class Proposals(Message):
@@ -430,6 +460,83 @@ class RecordRequest(Message):
     experiment_id: RunId
     history: HistoryReference | None = None
     ended: tuple[TrialResult, ...]
+
+
+class CleanUpRequest(Message):
+    """Runs whose checkpoints and models may go; what they found stays."""
+
+    among: tuple[RunId, ...]
+    keep: tuple[RunId, ...]
+
+
+class CompareRequest(Message):
+    """A ladder's winner and random trials, to be compared by their test figures."""
+
+    winner: RunId
+    winner_rows: int
+    randoms: tuple[TrialResult, ...]
+    metric: Metric | None = None
+
+
+class ExportRequest(Message):
+    """A sweep that has ended, to be written out for people."""
+
+    request: SweepRequest
+    result: SweepResult
+    snapshot: DatasetSnapshotResult | None = None
+
+
+class HoldRequest(Message):
+    """GPUs of one node to be held for a launch on several."""
+
+    run_id: RunId
+    gpus: int = Field(ge=1)
+    use_gpu: bool = True
+
+
+class RunningAnswer(Message):
+    number: int
+    rung: int
+    run_id: RunId
+    values: Values
+    seconds: float
+
+
+class ProgressAnswer(Message):
+    """Where a sweep stands; `as_of` is when the workflow last had something to do."""
+
+    as_of: str
+    experiment_id: RunId
+    trials: int
+    ended: int
+    states: dict[str, int]
+    running: list[RunningAnswer]
+    concurrency: int
+    paused: bool
+    stopped: str
+    waiting_for: str
+    over: bool
+
+
+class LeaderboardAnswer(Message):
+    as_of: str
+    metric: str
+    trials: list[TrialResult]
+
+
+class TrialAnswer(Message):
+    as_of: str
+    running: bool
+    ended: list[TrialResult]  # by rung
+    history: HistoryReference | None  # where older ones are
+
+
+class BudgetAnswer(Message):
+    as_of: str
+    finished_gpu_hours: float
+    running_gpu_hours: float
+    budget_gpu_hours: float | None
+    may_begin: bool
 
 
 def first_problem(error: ValidationError) -> str:

@@ -90,6 +90,11 @@ class Trials:
         finally:
             lease.release()
 
+    def stopped(self, request: BertFineTuneRequest) -> BertFineTuneResult:
+        """What there is to tell of a trial that a person has stopped."""
+        trial = _Trial(self._folder, request, self._worker, lambda progress: None)
+        return outcomes.failed_result(request, "stopped", "stopped by a person", trial.home, trial.course)
+
     async def _attempt(self, trial: _Trial) -> BertFineTuneResult:
         try:
             found = await self._train(trial)

@@ -1,0 +1,191 @@
+"""Everything a sweep does outside of its workflows. Heavy packages are loaded where they are used, not with this module."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import TypeVar
+
+from temporalio import activity
+from temporalio.client import Client
+from temporalio.exceptions import ApplicationError
+
+from bert_train_parallel.errors import BertTrainParallelError, NotWritable, Unreachable
+from bert_train_parallel.sweeps import messages as m
+from bert_train_parallel.sweeps.folder import SharedFolder
+from bert_train_parallel.sweeps.reservations import Reservations
+from bert_train_parallel.sweeps.trials import Fenced, TrialProgress, Trials, TryAgain
+
+SIGNAL_EVERY_S = 30.0  # a workflow takes 10,000 signals at most, and each is kept for ever
+_TICK_S = 1.0
+
+Result = TypeVar("Result")
+
+
+class Activities:
+    """The activities of one worker, over the folder that all workers share."""
+
+    def __init__(self, folder: SharedFolder, worker: str = "worker", client: Client | None = None, trials: Trials | None = None) -> None:
+        self._folder = folder
+        self._client = client
+        self._reservations = Reservations()
+        self._trials = trials or Trials(folder, worker, self._reservations)
+
+    @activity.defn
+    async def create_dataset_snapshot(self, request: m.DatasetSnapshotRequest) -> m.DatasetSnapshotResult:
+        """Keep a data set as it is now."""
+        from bert_train_parallel.sweeps.snapshots import take_snapshot
+
+        return await _in_thread(lambda: take_snapshot(request, self._folder))
+
+    @activity.defn
+    async def fine_tune_bert(self, request: m.BertFineTuneRequest) -> m.BertFineTuneResult:
+        """Train one trial as a launch; a trial that fails for good is a result."""
+        signals = _CheckpointSignals(self._client if request.signal_checkpoints else None)
+
+        def beat(progress: TrialProgress) -> None:
+            activity.heartbeat(progress)
+            signals.look(progress.checkpoint)
+
+        try:
+            return await self._trials.run(request, beat)
+        except asyncio.CancelledError:
+            details = activity.cancellation_details()
+            if details and details.cancel_requested:  # not a worker that shuts down: there the trial goes on elsewhere
+                return self._trials.stopped(request)
+            raise
+        except TryAgain as error:
+            delay = timedelta(seconds=0.3 if error.kind == "killed" else 2)
+            raise ApplicationError(str(error), type=f"Trial{error.kind.capitalize()}", next_retry_delay=delay) from error
+        except Fenced as error:
+            raise ApplicationError(str(error), type="Fenced") from error
+        except BertTrainParallelError as error:
+            raise _told(error) from error
+
+    @activity.defn
+    async def evaluate_bert_model(self, request: m.BertEvalRequest) -> m.BertEvalResult:
+        """Measure a run's model by samples of a split."""
+        from bert_train_parallel.sweeps.evaluation import evaluate
+
+        return await _telling(evaluate(request, self._folder, _tick))
+
+    @activity.defn
+    async def run_bert_inference(self, request: m.BertInferenceRequest) -> m.BertInferenceResult:
+        """Labels for texts, by a run's model."""
+        from bert_train_parallel.sweeps.evaluation import infer
+
+        return await _telling(infer(request, self._folder, _tick))
+
+    @activity.defn
+    async def suggest_trials(self, request: m.SuggestRequest) -> m.Proposals:
+        """Values for new trials, by TPE."""
+        from bert_train_parallel.sweeps.history import suggest
+
+        return await _in_thread(lambda: suggest(request, self._folder))
+
+    @activity.defn
+    async def record_trials(self, request: m.RecordRequest) -> m.HistoryReference:
+        """Add trials that ended to the history file."""
+        from bert_train_parallel.sweeps.history import record
+
+        return await _in_thread(lambda: record(request, self._folder))
+
+    @activity.defn
+    async def clean_up(self, request: m.CleanUpRequest) -> int:
+        """Remove checkpoints and models of trials that lost; how many folders and files went."""
+        from bert_train_parallel.sweeps.history import clean_up
+
+        return await _in_thread(lambda: clean_up(request, self._folder))
+
+    @activity.defn
+    async def compare_on_test(self, request: m.CompareRequest) -> m.Comparison:
+        """Look at test figures, which nothing before has looked at."""
+        from bert_train_parallel.sweeps.history import compare_on_test
+
+        return await _in_thread(lambda: compare_on_test(request, self._folder))
+
+    @activity.defn
+    async def export_sweep(self, request: m.ExportRequest) -> str:
+        """Write leaderboard, RESULT and page; where they are."""
+        from bert_train_parallel.sweeps.results import export
+
+        return await _telling(export(request, self._folder, _tick))
+
+    @property
+    def short(self) -> list[Callable[..., Awaitable[object]]]:
+        """All but those that need a node's GPUs."""
+        return [
+            self.create_dataset_snapshot,
+            self.evaluate_bert_model,
+            self.run_bert_inference,
+            self.suggest_trials,
+            self.record_trials,
+            self.clean_up,
+            self.compare_on_test,
+            self.export_sweep,
+        ]
+
+    @property
+    def of_a_node(self) -> list[Callable[..., Awaitable[object]]]:
+        """Those that one node's worker does for launches on several nodes."""
+        return [self.fine_tune_bert, self.hold_gpus, self.give_back_gpus]
+
+    @activity.defn
+    async def hold_gpus(self, request: m.HoldRequest) -> str:
+        """Hold GPUs of this node for a launch on several nodes; gives the name of the reservation."""
+        return await _telling(self._reservations.hold(request.gpus, "auto" if request.use_gpu else "cpu", _tick))
+
+    @activity.defn
+    async def give_back_gpus(self, reservation: str) -> None:
+        self._reservations.give_back(reservation)
+
+
+class _CheckpointSignals:
+    """Tells a workflow of new checkpoints of its run, some time apart."""
+
+    def __init__(self, client: Client | None) -> None:
+        self._client = client
+        self._told = -1
+        self._time = 0.0
+        self._sending: asyncio.Task[None] | None = None
+
+    def look(self, checkpoint: m.CheckpointInfo | None) -> None:
+        if self._client is None or checkpoint is None or checkpoint.step <= self._told or time.monotonic() - self._time < SIGNAL_EVERY_S:
+            return
+        self._told, self._time = checkpoint.step, time.monotonic()
+        workflow_id = activity.info().workflow_id
+        if workflow_id:
+            handle = self._client.get_workflow_handle(workflow_id)
+            self._sending = asyncio.create_task(handle.signal("update_checkpoint", checkpoint))
+            self._sending.add_done_callback(lambda task: task.cancelled() or task.exception())  # a lost signal is made up by the next
+
+
+def _tick() -> None:
+    activity.heartbeat()
+
+
+async def _in_thread(body: Callable[[], Result]) -> Result:
+    """Work that blocks, in a thread, with heartbeats from here."""
+
+    async def work() -> Result:
+        working = asyncio.ensure_future(asyncio.to_thread(body))
+        while not working.done():
+            await asyncio.wait({working}, timeout=_TICK_S)
+            activity.heartbeat()
+        return await working
+
+    return await _telling(work())
+
+
+async def _telling(work: Awaitable[Result]) -> Result:
+    try:
+        return await work
+    except BertTrainParallelError as error:
+        raise _told(error) from error
+
+
+def _told(error: BertTrainParallelError) -> ApplicationError:
+    """Our errors for Temporal: a mistake stays one however often it is tried; a full disk or a lost node may not."""
+    return ApplicationError(str(error), type=type(error).__name__, non_retryable=not isinstance(error, NotWritable | Unreachable))

@@ -1,0 +1,147 @@
+"""Predictions of a run's model, made by the predict command in a launch of its own: for given texts, or to measure the model."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bert_train_parallel import metrics
+from bert_train_parallel.config import TrainConfig
+from bert_train_parallel.data.store import Store
+from bert_train_parallel.errors import BadRun
+from bert_train_parallel.launching.plan import LaunchRequest
+from bert_train_parallel.run_files import RunFiles, store_stem
+from bert_train_parallel.sweeps import launches, outcomes
+from bert_train_parallel.sweeps.folder import SharedFolder
+from bert_train_parallel.sweeps.messages import BertEvalRequest, BertEvalResult, BertInferenceRequest, BertInferenceResult
+from bert_train_parallel.sweeps.trials import TRAINER, home_of, store_key
+
+Tick = Callable[[], None]
+_PREDICT = (sys.executable, "-P", "-c", "import sys; from bert_train_parallel.predict.cli import main; sys.exit(main())")
+_SPLITS = {"validation": "validate"}
+
+
+async def infer(request: BertInferenceRequest, folder: SharedFolder, tick: Tick) -> BertInferenceResult:
+    """Labels for texts."""
+    files = _model_of(folder, request.run_id)
+    result = _result(files)
+    predictions = await _predictions(files, [(text,) for text in request.texts], request.use_gpu, tick)
+    names = result["label_names"]
+    if not names:
+        return BertInferenceResult(
+            run_id=request.run_id,
+            texts=request.texts,
+            predicted_labels=[],
+            confidences=[float(found["prediction"]) for found in predictions],
+        )
+    labels = [str(found["prediction"]) for found in predictions]
+    return BertInferenceResult(
+        run_id=request.run_id,
+        texts=request.texts,
+        predicted_labels=[names.index(label) for label in labels],
+        confidences=[float(found["probabilities"][label]) for found, label in zip(predictions, labels, strict=True)],
+        label_names=labels,
+    )
+
+
+async def evaluate(request: BertEvalRequest, folder: SharedFolder, tick: Tick) -> BertEvalResult:
+    """Measure a model by samples of a split: of the data that it was trained with, or of another snapshot split in the same way."""
+    if request.run_id is None:
+        raise BadRun("run_id is missing: it says which run's model is to be measured.")
+    files = _model_of(folder, request.run_id, request.model_path)
+    result = _result(files)
+    split = _SPLITS.get(request.split, request.split)
+    with Store.open(await _store(request, files, folder, tick)) as store:
+        samples = store.samples(split)
+        chosen = np.arange(len(samples.ids))
+        if request.max_eval_samples is not None and request.max_eval_samples < len(chosen):
+            chosen = np.sort(np.random.default_rng(request.seed).permutation(len(chosen))[: request.max_eval_samples])
+        if not len(chosen):
+            raise BadRun(f"{store.path} has no samples in its {request.split} split, so nothing can be measured.")
+        texts, truth, names = store.texts(samples.ids[chosen]), samples.labels[chosen], store.label_names
+    predictions = await _predictions(files, texts, request.use_gpu, tick)
+    figures = _figures([found["prediction"] for found in predictions], truth, names)
+    return BertEvalResult(
+        run_id=request.run_id,
+        dataset_name=request.dataset_name or result.get("settings", {}).get("dataset") or files.stem,
+        dataset_config_name=request.dataset_config_name,
+        split=request.split,
+        num_examples=len(chosen),
+        accuracy=figures.get("accuracy"),
+        figures=figures,
+    )
+
+
+def _figures(predicted: Sequence[Any], truth: Any, names: Sequence[str]) -> dict[str, float]:
+    """Accuracy and macro F1 for classes, correlation and squared error for numbers."""
+    if not names:
+        numbers = np.array([float(value) for value in predicted])
+        return {"pearson": float(metrics.pearson(truth, numbers)), "mse": float(metrics.mean_squared_error(truth, numbers))}
+    code_of = {name: code for code, name in enumerate(names)}
+    codes = np.array([code_of.get(str(label), len(names)) for label in predicted])  # a label that this data lacks is always wrong
+    counts = metrics.confusion_counts(truth.astype(np.int64), codes, len(names) + 1)
+    return {"accuracy": float(np.trace(counts) / counts.sum())}
+
+
+async def _store(request: BertEvalRequest, files: RunFiles, folder: SharedFolder, tick: Tick) -> Path:
+    """The store to take samples from."""
+    snapshot = request.dataset_snapshot
+    own = next(iter(sorted(files.folder.glob("*.sqlite"))), None)
+    if snapshot is None:
+        if own is None:
+            raise BadRun(f"{files.folder} has no store; name the data set to measure the model by.")
+        return own
+    config = TrainConfig.model_validate(json.loads((files.folder / "settings.json").read_text(encoding="utf-8")))
+    place = folder.inside(snapshot.snapshot_path)
+    given = {f"{split}_file": str(place / snapshot.files[split]) for split in ("validation", "test") if split in snapshot.files}
+    config = config.model_copy(update=given)
+    store = folder.store(store_key(config, snapshot), store_stem(snapshot.files["train"]))
+    if not store.is_file():
+        store.parent.mkdir(parents=True, exist_ok=True)
+        settings = store.with_suffix(".json")
+        settings.write_text(config.model_dump_json(exclude_defaults=True), encoding="utf-8")
+        source = str(place / snapshot.files["train"])
+        await _run((*TRAINER, source, "--preponly", "--config", str(settings), "--output_dir", str(store.parent)), files.folder, tick)
+    return store
+
+
+async def _predictions(files: RunFiles, texts: Sequence[tuple[str, ...]], use_gpu: bool, tick: Tick) -> list[dict[str, Any]]:
+    with tempfile.TemporaryDirectory(prefix=".predict-", dir=files.folder) as scratch:
+        given, made = Path(scratch) / "texts.jsonl", Path(scratch) / "predictions.jsonl"
+        names = ("text", "text_pair")
+        given.write_text("".join(json.dumps(dict(zip(names, one, strict=False))) + "\n" for one in texts), encoding="utf-8")
+        columns = ["--text", "text", *(["--text_pair", "text_pair"] if len(texts[0]) > 1 else [])]
+        device = [] if use_gpu else ["--device", "cpu"]
+        await _run(
+            (*_PREDICT, str(files.model_folder), str(given), "--output", str(made), "--quiet", *columns, *device), files.folder, tick
+        )
+        return [json.loads(line) for line in made.read_text(encoding="utf-8").splitlines()]
+
+
+async def _run(command: tuple[str, ...], folder: Path, tick: Tick) -> None:
+    request = LaunchRequest(command, str(folder), here=1, device="cpu", log_dir=str(folder / "logs"))
+    found = outcomes.verdict(await launches.launch(request, folder / "output.log", tick))
+    if found.outcome != "finished":
+        raise BadRun(f"{folder}: {found.words}")
+
+
+def _model_of(folder: SharedFolder, run_id: str, model_path: str | None = None) -> RunFiles:
+    place = folder.inside(model_path) if model_path else folder.run(run_id)
+    home = folder.run(home_of(folder, place.name)) if place.parent == folder.run(run_id).parent else place
+    results = sorted(home.glob("*_RESULT.json"))
+    if not results:
+        raise BadRun(f"{home} has no finished run. `bert_sweep status` shows those that are under way.")
+    files = RunFiles.of(results[0])
+    if not files.model_folder.is_dir():
+        raise BadRun(f"{files.model_folder} is gone: only the best trials keep their models. `bert_sweep rerun` makes it again.")
+    return files
+
+
+def _result(files: RunFiles) -> dict[str, Any]:
+    return dict(json.loads(files.result.read_text(encoding="utf-8")))

@@ -1,0 +1,157 @@
+"""What a sweep leaves for people: the leaderboard as CSV, Parquet and a pandas table, RESULT, and a page."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bert_train_parallel.errors import BadRun, MissingPackage
+from bert_train_parallel.launching.plan import LaunchRequest
+from bert_train_parallel.run_files import write_json, write_text, written_aside
+from bert_train_parallel.sweeps import launches
+from bert_train_parallel.sweeps.folder import SharedFolder
+from bert_train_parallel.sweeps.history import read_history
+from bert_train_parallel.sweeps.messages import ExportRequest, SweepRequest, SweepResult, TrialResult
+from bert_train_parallel.sweeps.rungs import best_first
+from bert_train_parallel.sweeps.trials import home_of
+
+if TYPE_CHECKING:
+    import pandas
+
+RESULT, REQUEST = "RESULT.json", "request.json"
+_PAGE = (sys.executable, "-P", "-m", "bert_train_parallel.analysis.sweep_page")
+_FIRST = ("rank", "number", "rung", "run_id", "state", "score")
+_LAST = ("gpu_seconds", "rows_seen", "first_step", "steps", "attempts", "promoted_from", "same_as", "host", "error")
+
+
+async def export(request: ExportRequest, folder: SharedFolder, tick: Callable[[], None]) -> str:
+    """Write everything; gives the page's path inside the folder, or that of the table where no page can be drawn.
+
+    Raises:
+        BadRun: the history of the sweep is damaged.
+        NotWritable: the folder is read-only or the disk is full.
+    """
+    sweep, result = request.request, request.result
+    trials = ordered(read_history(result.history, folder) if result.history else result.leaderboard, sweep.maximise)
+    place = folder.sweep(sweep.experiment_id)
+    place.mkdir(parents=True, exist_ok=True)
+    rows = leaderboard_rows(trials)
+    write_text(place / "leaderboard.csv", as_csv(rows))
+    _write_parquet(place / "leaderboard.parquet", rows)
+    write_json(place / REQUEST, sweep.model_dump(mode="json"))
+    found = _for_the_page(sweep, result, trials, folder)
+    write_json(place / RESULT, found | {"snapshot": request.snapshot.model_dump(mode="json") if request.snapshot else None})
+    command = LaunchRequest((*_PAGE, str(place)), str(place), here=1, device="cpu", log_dir=str(place / "logs"))
+    drawn = await launches.launch(command, place / "output.log", tick)
+    return folder.relative(place / ("report/report.html" if drawn.exit_code == 0 else "leaderboard.csv"))
+
+
+def _for_the_page(sweep: SweepRequest, result: SweepResult, trials: Sequence[TrialResult], folder: SharedFolder) -> dict[str, Any]:
+    """RESULT: what the page is drawn from, and what the command prints when it is run again."""
+    return {
+        "result": result.model_dump(mode="json"),
+        "request": sweep.model_dump(mode="json"),
+        "importance": importances(sweep, trials),
+        "trials": [trial.model_dump(mode="json", exclude_none=True) for trial in trials],
+        "folders": {trial.run_id: f"../bert_runs/{home_of(folder, trial.run_id)}" for trial in trials},
+    }
+
+
+def importances(sweep: SweepRequest, trials: Sequence[TrialResult]) -> dict[str, float]:
+    """How much each parameter explains of the first rung's scores, where all trials were trained alike."""
+    from bert_train_parallel.sweeps.suggest import importance
+
+    try:
+        return importance(sweep.space, [trial for trial in trials if trial.rung == 0], sweep.maximise)
+    except MissingPackage:
+        return {}
+
+
+def ordered(trials: Sequence[TrialResult], maximise: bool) -> list[TrialResult]:
+    """Trials best first, those of a later rung before those of an earlier one, those without a score last."""
+    found: list[TrialResult] = []
+    for rung in sorted({trial.rung for trial in trials}, reverse=True):
+        by_number = {trial.number: trial for trial in trials if trial.rung == rung}
+        best = best_first([(number, trial.score) for number, trial in by_number.items()], maximise)
+        found += [by_number[number] for number in best]
+    rest = [trial for trial in trials if trial.score is None]
+    return found + sorted(rest, key=lambda trial: (-trial.rung, trial.number))
+
+
+def leaderboard_rows(trials: Sequence[TrialResult]) -> list[dict[str, Any]]:
+    """One flat row a trial, all with the same columns: `value.` what was drawn, `figure.` of the validation split."""
+    values = sorted({name for trial in trials for name in trial.values})
+    figures = sorted({name for trial in trials for name in trial.figures})
+    rows = []
+    for rank, trial in enumerate(trials, 1):
+        row: dict[str, Any] = {"rank": rank if trial.score is not None else None}
+        row |= {name: getattr(trial, name) for name in _FIRST if name != "rank"}
+        row |= {f"value.{name}": trial.values.get(name) for name in values}
+        row |= {f"figure.{name}": trial.figures.get(name) for name in figures}
+        rows.append(row | {name: getattr(trial, name) for name in _LAST})
+    return rows
+
+
+def as_csv(rows: Sequence[dict[str, Any]]) -> str:
+    """
+    >>> as_csv([{"rank": 1, "score": 0.5}, {"rank": None, "score": None}])
+    'rank,score\\n1,0.5\\n,\\n'
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else list(_FIRST + _LAST), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _write_parquet(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Where pyarrow is installed: the CSV says the same."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        return
+    columns = {name: [_plain(row[name], mixed) for row in rows] for name in rows[0] for mixed in [_is_mixed(rows, name)]} if rows else {}
+    with written_aside(path) as aside:
+        pyarrow.parquet.write_table(pyarrow.table(columns), aside)
+
+
+def _is_mixed(rows: Sequence[dict[str, Any]], name: str) -> bool:
+    kinds = {type(row[name]) for row in rows if row[name] is not None}
+    return len(kinds) > 1 and not kinds <= {int, float}
+
+
+def _plain(value: Any, as_text: bool) -> Any:
+    return str(value) if as_text and value is not None else value
+
+
+def leaderboard(folder: str | Path) -> pandas.DataFrame:
+    """The leaderboard of a sweep that has ended, one row a trial.
+
+    Args:
+        folder: the sweep's own, such as `bert_sweeps/my-sweep`.
+    Raises:
+        BadRun: there is none.
+    """
+    import pandas
+
+    path = Path(folder) / "leaderboard.csv"
+    if not path.is_file():
+        raise BadRun(f"{path}: there is no such file. Name the folder of a sweep that has ended.")
+    return pandas.read_csv(path)
+
+
+def read_result(place: Path) -> tuple[SweepRequest, SweepResult] | None:
+    """What a sweep was asked and found; None for one that has not ended."""
+    try:
+        found = json.loads((place / RESULT).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise BadRun(f"{place / RESULT} cannot be read. Remove it, and run the sweep again: what was trained is kept.") from None
+    return SweepRequest.model_validate(found["request"]), SweepResult.model_validate(found["result"])

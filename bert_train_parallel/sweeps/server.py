@@ -1,0 +1,198 @@
+"""Temporal's server for one folder: embedded, on loopback, its history in a file there; and how to reach it or another one."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bert_train_parallel import processes
+from bert_train_parallel.errors import MissingPackage, Unreachable, not_writable
+from bert_train_parallel.launching.ports import free_port
+from bert_train_parallel.run_files import write_json
+
+if TYPE_CHECKING:
+    from temporalio.client import Client
+
+LOOPBACK = "127.0.0.1"
+_READY_S = 60.0
+NEEDED = "Sweeps need Temporal and Optuna, which are not installed: pip install 'bert-train-parallel[sweep]'"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a server answers, and its web page."""
+
+    grpc: str
+    page: str = ""
+
+
+def find_cli() -> str:
+    """The program `temporal`.
+
+    Raises:
+        MissingPackage: it is not installed.
+    """
+    beside = Path(sys.executable).with_name("temporal")
+    found = str(beside) if beside.is_file() else shutil.which("temporal")
+    if found is None:
+        raise MissingPackage(NEEDED)
+    return found
+
+
+def cli_version(cli: str) -> str:
+    """A history file belongs to one version of the server."""
+    said = subprocess.run([cli, "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"\d+\.\d+\.\d+", said)
+    return found[0] if found else "unknown"
+
+
+class EmbeddedServer:
+    """A child of this process that dies with it; another process that wants the same folder uses this one."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock = -1
+
+    @property
+    def is_ours(self) -> bool:
+        return self._lock >= 0
+
+    def keep_up(self) -> Address:
+        """See that a server runs for the folder: ours, or that of whoever came first; start it, or start it again.
+
+        Raises:
+            MissingPackage: the program is not installed.
+            NotWritable: the folder cannot be written.
+        """
+        if not self.is_ours and not self._try_lock():
+            return self._read() or Address("")
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        found = self._read()
+        assert found is not None
+        return found
+
+    def _try_lock(self) -> bool:
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            lock = os.open(self._folder / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise not_writable(error, self._folder) or error from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            return False
+        self._lock = lock
+        return True
+
+    def _start(self) -> None:
+        cli = find_cli()
+        earlier = self._read()
+        # the same port as before, where it is free, so that others who use this server find it again
+        port = int(earlier.grpc.rpartition(":")[2]) if earlier and _is_free(earlier.grpc) else free_port()
+        page = int(earlier.page.rpartition(":")[2]) if earlier and _is_free(earlier.page) else free_port()
+        database = self._folder / f"temporal-{cli_version(cli)}.db"
+        command = [cli, "server", "start-dev", "--ip", LOOPBACK, "--ui-ip", LOOPBACK, "--port", str(port), "--ui-port", str(page)]
+        command += ["--db-filename", str(database), "--log-level", "error"]
+        with open(self._folder / "server.log", "ab") as log:
+            self._process = processes.start(
+                command,
+                folder=str(self._folder),
+                environment=dict(os.environ),
+                stdin=subprocess.DEVNULL,
+                stdout=log.fileno(),
+                stderr=log.fileno(),
+            )
+        write_json(self._folder / "server.json", asdict(Address(f"{LOOPBACK}:{port}", f"http://{LOOPBACK}:{page}")))
+
+    def _read(self) -> Address | None:
+        return read_address(self._folder)
+
+    def stop(self) -> None:
+        """End the server, if it is ours."""
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(5)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+        if self.is_ours:
+            os.close(self._lock)
+            self._lock = -1
+
+
+def read_address(folder: Path) -> Address | None:
+    """The server of a folder, as it was last started; it may be down."""
+    try:
+        return Address(**json.loads((folder / "server.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _is_free(address: str) -> bool:
+    import socket
+
+    host, _, port = address.removeprefix("http://").rpartition(":")
+    try:
+        socket.create_server((host, int(port))).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+async def connect(address: str | None = None, namespace: str | None = None) -> Client:
+    """A client; what is left out comes from Temporal's environment and configuration file (TLS, API key, address, namespace).
+
+    Raises:
+        Unreachable: nothing answers there.
+        MissingPackage: Temporal is not installed.
+    """
+    try:
+        from temporalio.client import Client
+        from temporalio.contrib.pydantic import pydantic_data_converter
+        from temporalio.envconfig import ClientConfig
+    except ImportError:
+        raise MissingPackage(NEEDED) from None
+    config: dict[str, Any] = dict(ClientConfig.load_client_connect_config())
+    config |= {"target_host": address} if address else {}
+    config |= {"namespace": namespace} if namespace else {}
+    config.setdefault("target_host", "localhost:7233")
+    try:
+        return await Client.connect(**config, data_converter=pydantic_data_converter)
+    except (RuntimeError, ValueError) as error:
+        raise Unreachable(
+            f"No Temporal server answers at {config['target_host']}: {str(error).splitlines()[0]} "
+            "Start one with bert_sweep server, or name another with --address."
+        ) from None
+
+
+async def connect_when_ready(server: EmbeddedServer) -> Client:
+    """A client of an embedded server, which takes a moment to start.
+
+    Raises:
+        Unreachable: it does not answer for a minute.
+    """
+    deadline = time.monotonic() + _READY_S
+    while True:
+        address = server.keep_up()
+        with contextlib.suppress(Unreachable):
+            if address.grpc:
+                return await connect(address.grpc, "default")
+        if time.monotonic() > deadline:
+            raise Unreachable(f"The embedded server did not come up within {_READY_S:g} s; see server.log beside server.json.")
+        await asyncio.sleep(0.1)

@@ -1,0 +1,206 @@
+"""How workflows ask for work: every activity with its bound, its heartbeat and its retries, in one place."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import timedelta
+
+from temporalio import workflow
+from temporalio.common import RetryPolicy
+from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError, is_cancelled_exception
+
+with workflow.unsafe.imports_passed_through():
+    import bert_train_parallel.sweeps.messages as m
+    from bert_train_parallel.sweeps.activities import Activities
+    from bert_train_parallel.sweeps.draw import Values
+
+HEARTBEAT = timedelta(seconds=10)  # without one for so long, a worker or node is lost, and the trial goes on elsewhere
+HOUR = timedelta(hours=1)
+
+# A lost worker may be followed by any number of others. The trial's own failures are counted by its attempts' files.
+LOST = RetryPolicy(initial_interval=timedelta(seconds=0.5), backoff_coefficient=1.2, maximum_interval=timedelta(seconds=1.5))
+SHORT = RetryPolicy(initial_interval=timedelta(seconds=0.5), maximum_interval=timedelta(seconds=20), maximum_attempts=50)
+ONCE = RetryPolicy(maximum_attempts=1)
+
+
+async def take_snapshot(request: m.DatasetSnapshotRequest) -> m.DatasetSnapshotResult:
+    return await workflow.execute_activity_method(
+        Activities.create_dataset_snapshot,
+        request,
+        task_queue=m.EVAL_QUEUE,
+        start_to_close_timeout=12 * HOUR,
+        heartbeat_timeout=HEARTBEAT,
+        retry_policy=SHORT,
+    )
+
+
+def snapshot_request(config: m.BertFineTuneConfig, run_id: str) -> m.DatasetSnapshotRequest:
+    return m.DatasetSnapshotRequest(
+        run_id=run_id,
+        dataset_name=config.dataset_name,
+        dataset_config=config.dataset_config_name,
+        validation_file=config.validation_file,
+        test_file=config.test_file,
+    )
+
+
+async def train(request: m.BertFineTuneRequest) -> m.BertFineTuneResult:
+    """One trial, on whichever node is free, or on all nodes of its map."""
+    if request.launch.gpu_map and len(request.launch.gpu_map) > 1:
+        return await _train_on_fleet(request)
+    queue = m.node_queue(next(iter(request.launch.gpu_map))) if request.launch.gpu_map else m.TRAINING_QUEUE
+    return await _fine_tune(request, queue, LOST)
+
+
+async def _fine_tune(request: m.BertFineTuneRequest, queue: str, retry: RetryPolicy) -> m.BertFineTuneResult:
+    return await workflow.execute_activity_method(
+        Activities.fine_tune_bert,
+        request,
+        task_queue=queue,
+        start_to_close_timeout=timedelta(hours=request.launch.max_hours),
+        heartbeat_timeout=HEARTBEAT,
+        retry_policy=retry,
+        cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
+    )
+
+
+async def _train_on_fleet(request: m.BertFineTuneRequest) -> m.BertFineTuneResult:
+    """The whole fleet alone: every node's GPUs are held before anything starts, and a failure anywhere frees all.
+
+    Nodes are asked in the order of their names, so that two sweeps never wait for each other.
+    """
+    assert request.launch.gpu_map is not None
+    nodes = list(request.launch.gpu_map)
+    while True:
+        held: dict[str, str] = {}
+        try:
+            for host in sorted(nodes):
+                held[host] = await _hold(request, host, request.launch.gpu_map[host])
+            return await _on_all_nodes(request, nodes, held)
+        except ActivityError as error:
+            if is_cancelled_exception(error) or (isinstance(error.cause, ApplicationError) and error.cause.non_retryable):
+                raise
+            workflow.logger.info("%s: the fleet begins again: %s", request.run_id, error.cause)
+        finally:
+            await asyncio.shield(_give_back(held))
+        await workflow.sleep(timedelta(seconds=1))
+
+
+async def _on_all_nodes(request: m.BertFineTuneRequest, nodes: list[str], held: dict[str, str]) -> m.BertFineTuneResult:
+    launches = []
+    for node_rank, host in enumerate(nodes):
+        part = request.model_copy(update={"node_rank": node_rank, "reservation": held[host]})
+        launches.append(asyncio.create_task(_fine_tune(part, m.node_queue(host), ONCE)))
+    try:
+        results = await asyncio.gather(*launches)
+    except BaseException:
+        for launch in launches:
+            launch.cancel()
+        await asyncio.gather(*launches, return_exceptions=True)
+        raise
+    return results[0]
+
+
+async def _hold(request: m.BertFineTuneRequest, host: str, gpus: int) -> str:
+    return await workflow.execute_activity_method(
+        Activities.hold_gpus,
+        m.HoldRequest(run_id=request.run_id, gpus=gpus, use_gpu=request.config.use_gpu),
+        task_queue=m.node_queue(host),
+        start_to_close_timeout=timedelta(hours=request.launch.max_hours),
+        heartbeat_timeout=HEARTBEAT,
+        retry_policy=LOST,
+    )
+
+
+async def _give_back(held: dict[str, str]) -> None:
+    """Free what was not taken over by a launch; a node that does not answer has freed it by dying."""
+    for host, reservation in held.items():
+        try:
+            await workflow.execute_activity_method(
+                Activities.give_back_gpus,
+                reservation,
+                task_queue=m.node_queue(host),
+                schedule_to_close_timeout=timedelta(seconds=5),
+                retry_policy=ONCE,
+            )
+        except ActivityError as error:
+            if not isinstance(error.cause, TimeoutError):
+                raise
+
+
+async def evaluate(request: m.BertEvalRequest) -> m.BertEvalResult:
+    return await workflow.execute_activity_method(
+        Activities.evaluate_bert_model,
+        request,
+        task_queue=m.EVAL_QUEUE,
+        start_to_close_timeout=12 * HOUR,
+        heartbeat_timeout=HEARTBEAT,
+        retry_policy=SHORT,
+    )
+
+
+async def infer(request: m.BertInferenceRequest) -> m.BertInferenceResult:
+    return await workflow.execute_activity_method(
+        Activities.run_bert_inference,
+        request,
+        task_queue=m.EVAL_QUEUE,
+        start_to_close_timeout=HOUR,
+        heartbeat_timeout=HEARTBEAT,
+        retry_policy=SHORT,
+    )
+
+
+async def suggest(request: m.SuggestRequest) -> list[Values]:
+    proposals = await workflow.execute_activity_method(
+        Activities.suggest_trials,
+        request,
+        task_queue=m.EVAL_QUEUE,
+        start_to_close_timeout=HOUR,
+        heartbeat_timeout=HEARTBEAT,
+        retry_policy=SHORT,
+    )
+    return list(proposals.values)
+
+
+async def record(request: m.RecordRequest) -> m.HistoryReference:
+    return await workflow.execute_activity_method(
+        Activities.record_trials,
+        request,
+        task_queue=m.EVAL_QUEUE,
+        start_to_close_timeout=HOUR,
+        heartbeat_timeout=HEARTBEAT,
+        retry_policy=SHORT,
+    )
+
+
+async def clean_up(request: m.CleanUpRequest) -> int:
+    return await workflow.execute_activity_method(
+        Activities.clean_up,
+        request,
+        task_queue=m.EVAL_QUEUE,
+        start_to_close_timeout=HOUR,
+        heartbeat_timeout=HEARTBEAT,
+        retry_policy=SHORT,
+    )
+
+
+async def compare(request: m.CompareRequest) -> m.Comparison:
+    return await workflow.execute_activity_method(
+        Activities.compare_on_test,
+        request,
+        task_queue=m.EVAL_QUEUE,
+        start_to_close_timeout=HOUR,
+        heartbeat_timeout=HEARTBEAT,
+        retry_policy=SHORT,
+    )
+
+
+async def export(request: m.ExportRequest) -> str:
+    return await workflow.execute_activity_method(
+        Activities.export_sweep,
+        request,
+        task_queue=m.EVAL_QUEUE,
+        start_to_close_timeout=HOUR,
+        heartbeat_timeout=HEARTBEAT,
+        retry_policy=SHORT,
+    )

@@ -1,0 +1,76 @@
+"""A worker: polls queues, runs workflows and activities, and takes its trials' processes along when it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import logging
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from datetime import timedelta
+
+from temporalio.client import Client
+from temporalio.worker import Worker
+
+from bert_train_parallel.sweeps.activities import Activities
+from bert_train_parallel.sweeps.folder import SharedFolder
+from bert_train_parallel.sweeps.messages import EVAL_QUEUE, TRAINING_QUEUE, node_queue
+from bert_train_parallel.sweeps.reservations import count_here
+from bert_train_parallel.sweeps.workflows import WORKFLOWS, CheckpointedBertTrainingWorkflow
+
+ROLES = ("training", "eval", "node")
+# Heartbeats are held back to a part of their timeout unless told otherwise; a cancel arrives with one.
+_THROTTLE = timedelta(seconds=1)
+_GRACE = timedelta(seconds=30)  # for trials to save and end when the worker is asked to
+
+log = logging.getLogger(__name__)
+
+
+def make_workers(client: Client, roles: Sequence[str], trials: int, host: str, activities: Activities) -> list[Worker]:
+    """The workers of one process: `training` and `node` run trials, `eval` runs sweeps and all that is short."""
+    make = functools.partial(
+        Worker,
+        client,
+        identity=worker_name(host),
+        graceful_shutdown_timeout=_GRACE,
+        max_heartbeat_throttle_interval=_THROTTLE,
+        default_heartbeat_throttle_interval=_THROTTLE,
+    )
+    workers = []
+    if "training" in roles or "node" in roles:
+        workers.append(
+            make(
+                task_queue=TRAINING_QUEUE,
+                workflows=[CheckpointedBertTrainingWorkflow],
+                activities=[activities.fine_tune_bert],
+                max_concurrent_activities=trials,
+            )
+        )
+    if "node" in roles:
+        workers.append(make(task_queue=node_queue(host), activities=activities.of_a_node))
+    if "eval" in roles:
+        workers.append(make(task_queue=EVAL_QUEUE, workflows=list(WORKFLOWS), activities=activities.short))
+    return workers
+
+
+async def work(client: Client, folder: SharedFolder, roles: Sequence[str], trials: int | None = None, host: str | None = None) -> None:
+    """Serve until SIGTERM or SIGINT; trials under way then end and go on elsewhere."""
+    host = host or socket.gethostname()
+    at_once = trials or max(count_here(), 1)
+    activities = Activities(folder, worker_name(host), client)
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with contextlib.AsyncExitStack() as stack:
+        for worker in make_workers(client, roles, at_once, host, activities):
+            await stack.enter_async_context(worker)
+        log.info("%s serves %s with %d trials at a time", worker_name(host), ", ".join(roles), at_once)
+        await stop.wait()
+
+
+def worker_name(host: str) -> str:
+    return f"{host}/{os.getpid()}"

@@ -1,0 +1,455 @@
+"""The two kinds of sweep, as stories: what is trained next, and when it is over. All side effects are in activities."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+from temporalio import workflow
+from temporalio.exceptions import ActivityError, ApplicationError, ChildWorkflowError, is_cancelled_exception
+
+# by full names: what is imported "from bert_train_parallel.sweeps" is loaded a second time inside the sandbox
+with workflow.unsafe.imports_passed_through():
+    import bert_train_parallel.sweeps.board as limits
+    import bert_train_parallel.sweeps.messages as m
+    import bert_train_parallel.sweeps.rungs as rungs
+    import bert_train_parallel.sweeps.training as training
+    from bert_train_parallel.sweeps.board import Board, Planned
+    from bert_train_parallel.sweeps.controls import Controls, clock
+    from bert_train_parallel.sweeps.draw import Values, draw_random, grid
+
+
+class _Sweep(Controls):
+    """What both kinds of sweep share: running one trial, keeping the record, ending."""
+
+    async def begin(self) -> None:
+        """See that there is a snapshot of the data."""
+        request = self.board.request
+        if self.board.state.snapshot is None:
+            snapshot = request.base.dataset_snapshot or await training.take_snapshot(
+                training.snapshot_request(request.base.fine_tune_config, request.experiment_id)
+            )
+            self.board.update(snapshot=snapshot)
+
+    def request_of(self, trial: Planned, rung: rungs.Rung | None = None) -> m.BertFineTuneRequest:
+        """The launch of a trial, on a rung with its epochs and samples."""
+        request = self.board.request
+        config = request.base.fine_tune_config.with_values(trial.values)
+        if rung is not None:
+            config = config.model_copy(update={"num_epochs": rung.epochs, "max_train_samples": rung.max_train_samples})
+        return m.BertFineTuneRequest(
+            run_id=self.board.run_id(trial),
+            config=config,
+            dataset_snapshot=self.board.state.snapshot,
+            from_run=trial.from_run,
+            rung=trial.rung,
+            metric=request.metric,
+            launch=request.launch,
+        )
+
+    def start(self, trial: Planned, rung: rungs.Rung | None = None) -> asyncio.Task[m.TrialResult]:
+        """Begin a trial, to be awaited."""
+        self.board.begin(trial, clock())
+        return asyncio.create_task(self._run_trial(trial, rung))
+
+    async def _run_trial(self, trial: Planned, rung: rungs.Rung | None) -> m.TrialResult:
+        """One trial from beginning to end; whatever happens to it, the sweep goes on."""
+        board = self.board
+        training_task = asyncio.create_task(training.train(self.request_of(trial, rung)))
+        try:
+            await workflow.wait_condition(lambda: training_task.done() or trial.number in self.to_stop)
+        finally:
+            if not training_task.done():
+                training_task.cancel()
+        result = m.TrialResult(number=trial.number, rung=trial.rung, run_id=board.run_id(trial), values=trial.values, state="stopped")
+        try:
+            result = trial_result(trial, await training_task)
+        except asyncio.CancelledError:
+            if trial.number not in self.to_stop:
+                raise  # the sweep itself is cancelled
+        except ActivityError as error:
+            if not is_cancelled_exception(error):
+                result = result.model_copy(update={"state": "failed", "error": first_words(error)})
+        board.end(result)
+        return result
+
+    async def room(self) -> bool:
+        """Wait until one more trial may begin; False when none ever will."""
+        board = self.board
+        while not board.may_begin(clock()) and not board.why_over(clock()):
+            try:
+                await workflow.wait_condition(
+                    lambda: board.may_begin(clock()) or bool(board.why_over(clock())), timeout=board.look_again_after(clock())
+                )
+            except TimeoutError:  # the trials under way have spent the budget
+                continue
+        return not board.why_over(clock())
+
+    async def keep_record(self, at_least: int = limits.RECORD_EVERY) -> None:
+        """Write ended trials to the history file, and remove what losers leave behind."""
+        state = self.board.state
+        if len(state.recent) < at_least:
+            return
+        # some may end meanwhile: they stay for the next time
+        request = m.RecordRequest(experiment_id=self.board.request.experiment_id, history=state.history, ended=state.recent)
+        self.board.recorded(await training.record(request))
+
+    async def clean(self, keep: tuple[str, ...]) -> None:
+        if self.board.request.keep_checkpoints:
+            return
+        among = self.board.state.uncleaned
+        if set(among) - set(keep):
+            await training.clean_up(m.CleanUpRequest(among=among, keep=keep))
+        rest = self.board.state.uncleaned[len(among) :]
+        self.board.update(uncleaned=tuple(run_id for run_id in among if run_id in keep) + rest)
+
+    async def finish(self, result: m.SweepResult) -> m.SweepResult:
+        """Write everything out; from here on nothing can be changed."""
+        self.over = True
+        await self.clean((result.best_run_id,) if result.best_run_id else ())
+        request = self.board.request
+        await training.export(m.ExportRequest(request=request, result=result, snapshot=self.board.state.snapshot))
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        return result
+
+    def history_is_long(self) -> bool:
+        info = workflow.info()
+        return info.is_continue_as_new_suggested() or info.get_current_history_length() > limits.EVENTS_A_RUN
+
+
+@workflow.defn
+class SweepWorkflow(_Sweep):
+    """Draw trials, at random, from a grid or by TPE, and run so many at a time until all have ended."""
+
+    @workflow.init
+    def __init__(self, request: m.SweepRequest) -> None:
+        super().__init__(request)
+        self._grid = list(itertools.islice(grid(request.space), request.num_trials)) if request.chosen_sampler == "grid" else []
+        if self._grid:
+            self.board.update(trials=len(self._grid))
+        self._under_way: set[asyncio.Task[None]] = set()
+        self._is_recording = False
+
+    @workflow.run
+    async def run(self, request: m.SweepRequest) -> m.SweepResult:
+        await self.begin()
+        while await self._another():
+            if self.history_is_long():
+                await self._go_on_as_new()
+            number = self.board.state.number
+            values = await self._draw(number)
+            self.board.update(number=number + 1)
+            self._under_way.add(asyncio.create_task(self._until_ended(self.start(Planned(number, values)))))
+        await self.keep_record(at_least=1)
+        return await self.finish(self.board.result(self.board.why_over(clock()) if self._has_more else ""))
+
+    @property
+    def _has_more(self) -> bool:
+        return self.board.state.number < self.board.state.trials
+
+    async def _another(self) -> bool:
+        """Wait until another trial may begin; False when all have ended and none is left. Meanwhile some may be added."""
+        while True:
+            self._under_way = {task for task in self._under_way if not task.done()}
+            if self._has_more and not self.board.why_over(clock()):
+                if await self.room() and await self._what_counts_is_known():
+                    return True
+            elif not self._under_way:
+                return False
+            else:
+                await workflow.wait_condition(
+                    lambda: all(task.done() for task in self._under_way) or (self._has_more and not self.board.why_over(clock()))
+                )
+
+    @property
+    def _known(self) -> int:
+        """Results of trials below this number are known to TPE.
+
+        It must not depend on which of the running trials ends first, lest the same seed gives other trials.
+        """
+        return self.board.state.number - (2 * self.board.request.max_concurrency - 1)
+
+    async def _what_counts_is_known(self) -> bool:
+        if self.board.request.chosen_sampler == "tpe":
+            await workflow.wait_condition(lambda: all(number >= self._known for number, _ in self.board.running))
+        return not self.board.why_over(clock())
+
+    async def _draw(self, number: int) -> Values:
+        request, state = self.board.request, self.board.state
+        if request.chosen_sampler == "grid":
+            return self._grid[number]
+        if request.chosen_sampler == "random":
+            return draw_random(request.space, request.seed, number)
+        running = [m.TrialValues(number=key[0], values=one.trial.values) for key, one in sorted(self.board.running.items())]
+        proposals = await training.suggest(
+            m.SuggestRequest(
+                space=request.space,
+                seed=request.seed,
+                number=number,
+                maximise=request.maximise,
+                history=state.history,
+                recent=state.recent,
+                known=self._known,
+                running=tuple(running),
+            )
+        )
+        return proposals[0]
+
+    async def _until_ended(self, trial: asyncio.Task[m.TrialResult]) -> None:
+        """Wait for a trial; now and then write down what has ended."""
+        await trial
+        if len(self.board.state.recent) >= limits.RECORD_EVERY and not self._is_recording:
+            self._is_recording = True
+            await self.keep_record()
+            await self.clean((self.board.best.run_id,) if self.board.best else ())
+            self._is_recording = False
+
+    async def _go_on_as_new(self) -> None:
+        """A new run with a short history, when the trials under way have ended."""
+        if self._under_way:
+            await workflow.wait(self._under_way)
+        await self.keep_record(at_least=1)
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        workflow.continue_as_new(self.board.request.model_copy(update={"so_far": self.board.state}))
+
+
+@workflow.defn
+class LadderSweepWorkflow(_Sweep):
+    """Train many trials a little, keep the best, train those longer, with new ones beside them; rung by rung."""
+
+    @workflow.init
+    def __init__(self, request: m.SweepRequest) -> None:
+        super().__init__(request)
+
+    @workflow.run
+    async def run(self, request: m.SweepRequest) -> m.SweepResult:
+        await self.begin()
+        assert request.ladder is not None
+        ladder = rungs.rungs_of(request.ladder, request.num_trials)
+        self.board.update(trials=sum(rungs.trials_on(ladder, rung.number) for rung in ladder))
+        going_on: list[m.TrialResult] = []
+        for rung in ladder:
+            if rung.number and request.approval and not self._why_over():
+                await self.approved(f"rung {rung.number + 1} of {len(ladder)}")
+            if self._why_over():
+                break
+            planned = [Planned(one.number, one.values, rung.number, one.run_id) for one in going_on] + await self._begin_new(rung)
+            results = await self._climb(planned, rung)
+            by_number = {one.number: one for one in results}
+            best = rungs.promoted([(one.number, one.score) for one in results], rung.keep, request.maximise)
+            going_on = [by_number[number] for number in best]
+            await self.keep_record(at_least=1)
+            await self.clean(tuple(one.run_id for one in going_on))
+            if not going_on:
+                break
+        result = self.board.result(self._why_over())
+        if request.compare and going_on and not result.stopped:
+            result = result.model_copy(update={"comparison": await self._compare(going_on[0], ladder[-1])})
+        return await self.finish(result)
+
+    def _why_over(self) -> str:
+        return self.board.why_over(clock())
+
+    async def _begin_new(self, rung: rungs.Rung) -> list[Planned]:
+        """The trials that begin on this rung: TPE knows all rungs below, and models the highest that has enough results."""
+        request, state = self.board.request, self.board.state
+        first = state.number
+        if not rung.new:
+            return []
+        self.board.update(number=first + rung.new)
+        if request.chosen_sampler == "random" or rung.number == 0:
+            values = [draw_random(request.space, request.seed, number) for number in range(first, first + rung.new)]
+        else:
+            values = await training.suggest(
+                m.SuggestRequest(
+                    space=request.space,
+                    seed=request.seed,
+                    number=first,
+                    count=rung.new,
+                    maximise=request.maximise,
+                    history=state.history,
+                    recent=state.recent,
+                    rung=rung.number - 1,
+                )
+            )
+        return [Planned(first + place, one, rung.number) for place, one in enumerate(values)]
+
+    async def _climb(self, planned: list[Planned], rung: rungs.Rung) -> list[m.TrialResult]:
+        """Run a rung's trials, so many at a time; those that may not begin any more are left out."""
+        tasks: list[asyncio.Task[m.TrialResult]] = []
+        for trial in planned:
+            if not await self.room():
+                break
+            tasks.append(self.start(trial, rung))
+        if tasks:
+            await workflow.wait(tasks)
+        return [task.result() for task in tasks]
+
+    async def _compare(self, winner: m.TrialResult, last: rungs.Rung) -> m.Comparison:
+        """Random trials that together see as many rows as the ladder did, each trained as long as the winner."""
+        request = self.board.request
+        batch_size = request.base.fine_tune_config.with_values(winner.values).batch_size
+        rows_seen, rows_of_one = self.board.state.rows_seen, max(winner.steps, 1) * batch_size
+        count = rungs.random_trials_at_equal_rows(rows_seen, rows_of_one)
+        beside = Board(request.model_copy(update={"experiment_id": f"{request.experiment_id}-random", "ladder": None}))
+        beside.update(snapshot=self.board.state.snapshot, concurrency=self.board.state.concurrency, trials=count)
+        self.board, board = beside, self.board  # people now see, and steer, the random trials
+        planned = [Planned(number, draw_random(request.space, request.seed + 1, number)) for number in range(count)]
+        randoms = await self._climb(planned, last)
+        self.board = board
+        best = rungs.best_first([(one.number, one.score) for one in randoms], request.maximise)
+        return await training.compare(
+            m.CompareRequest(
+                winner=winner.run_id,
+                winner_rows=rows_seen,
+                randoms=tuple(sorted(randoms, key=lambda one: best.index(one.number) if one.number in best else len(best))),
+                metric=request.metric,
+            )
+        )
+
+
+def trial_result(trial: Planned, found: m.BertFineTuneResult) -> m.TrialResult:
+    """What a sweep keeps of a launch's result."""
+    return m.TrialResult(
+        number=trial.number,
+        rung=trial.rung,
+        run_id=found.run_id,
+        values=trial.values,
+        score=found.score if found.state == "finished" else None,
+        state=found.state,
+        error=found.error,
+        figures=found.eval_metrics or {},
+        gpu_seconds=found.gpu_seconds,
+        rows_seen=found.rows_seen,
+        first_step=found.first_step,
+        steps=found.steps,
+        attempts=found.attempts,
+        promoted_from=trial.from_run,
+        same_as=found.same_as,
+        host=found.host,
+    )
+
+
+@workflow.defn
+class CheckpointedBertTrainingWorkflow:
+    """One training: a snapshot of its data, then a launch that goes on from its checkpoints whatever dies meanwhile."""
+
+    def __init__(self) -> None:
+        self._latest: m.CheckpointInfo | None = None
+
+    @workflow.signal
+    def update_checkpoint(self, info: m.CheckpointInfo) -> None:
+        if self._latest is None or info.step >= self._latest.step:
+            self._latest = info
+
+    @workflow.query
+    def get_latest_checkpoint(self) -> m.CheckpointInfo | None:
+        """The newest checkpoint, while it trains (some seconds old) and afterwards."""
+        return self._latest
+
+    @workflow.run
+    async def run(self, request: m.BertFineTuneConfig | m.BertFineTuneRequest) -> m.BertFineTuneResult:
+        if isinstance(request, m.BertFineTuneConfig):
+            run_id = request.run_id or f"bert-{workflow.info().workflow_id}"[:100]
+            request = m.BertFineTuneRequest(run_id=run_id, config=request, signal_checkpoints=True)
+        snapshot = request.dataset_snapshot or await training.take_snapshot(training.snapshot_request(request.config, request.run_id))
+        result = await training.train(request.model_copy(update={"dataset_snapshot": snapshot}))
+        if result.checkpoint:
+            self.update_checkpoint(result.checkpoint)
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        return result.model_copy(update={"dataset_snapshot": snapshot})
+
+
+@workflow.defn
+class BertEvalWorkflow:
+    """Measure a trained model."""
+
+    @workflow.run
+    async def run(self, request: m.BertEvalRequest) -> m.BertEvalResult:
+        if request.dataset_name and request.dataset_snapshot is None:
+            snapshot = await training.take_snapshot(
+                m.DatasetSnapshotRequest(
+                    run_id=request.run_id or "evaluation", dataset_name=request.dataset_name, dataset_config=request.dataset_config_name
+                )
+            )
+            request = request.model_copy(update={"dataset_snapshot": snapshot})
+        return await training.evaluate(request)
+
+
+@workflow.defn
+class BertInferenceWorkflow:
+    """Labels for some texts, by a run's model."""
+
+    @workflow.run
+    async def run(self, request: m.BertInferenceRequest) -> m.BertInferenceResult:
+        return await training.infer(request)
+
+
+@workflow.defn
+class CoordinatorWorkflow:
+    """Train all of some given configurations, and evaluate each as soon as its training ends; results in their order."""
+
+    @workflow.run
+    async def run(self, given: m.CoordinatorWorkflowInput) -> list[m.BertEvalResult]:
+        tasks = [asyncio.create_task(self._train_and_evaluate(config, number)) for number, config in enumerate(given.configs)]
+        await workflow.wait(tasks)
+        return [task.result() for task in tasks]
+
+    async def _train_and_evaluate(self, config: m.CoordinatorWorkflowConfig, number: int) -> m.BertEvalResult:
+        run_id, evaluation = normalised(config, f"{workflow.info().workflow_id}-{number}"[-100:])
+        request = m.BertFineTuneRequest(
+            run_id=run_id,
+            config=config.fine_tune_config,
+            dataset_snapshot=config.dataset_snapshot,
+            launch=config.launch,
+            signal_checkpoints=True,
+        )
+        place = f"{workflow.info().workflow_id}/{run_id}"
+        failed = m.BertEvalResult(run_id=run_id, dataset_name=config.fine_tune_config.dataset_name, split=evaluation.split, num_examples=0)
+        try:
+            trained = await workflow.execute_child_workflow(
+                CheckpointedBertTrainingWorkflow.run, request, id=f"{place}/training", task_queue=m.TRAINING_QUEUE
+            )
+            if trained.state != "finished":
+                return failed.model_copy(update={"error": f"{trained.state}: {trained.error}"})
+            return await workflow.execute_child_workflow(
+                BertEvalWorkflow.run, evaluation, id=f"{place}/evaluation", task_queue=m.EVAL_QUEUE
+            )
+        except ChildWorkflowError as error:
+            return failed.model_copy(update={"error": first_words(error)})
+
+
+def normalised(config: m.CoordinatorWorkflowConfig, run_id: str) -> tuple[str, m.BertEvalRequest]:
+    """One run id for a configuration and all in it, and the evaluation of the model that will lie there.
+
+    >>> config = m.CoordinatorWorkflowConfig(fine_tune_config={"run_id": "mine"})
+    >>> normalised(config, "other")[0], normalised(config, "other")[1].model_path
+    ('mine', 'bert_runs/mine')
+    """
+    evaluation = config.evaluation_config
+    found = config.run_id or config.fine_tune_config.run_id or evaluation.run_id or run_id
+    same_data = evaluation.dataset_name in (None, config.fine_tune_config.dataset_name)
+    return found, evaluation.model_copy(
+        update={
+            "run_id": found,
+            "model_path": evaluation.model_path or f"bert_runs/{found}",
+            "dataset_name": None if same_data else evaluation.dataset_name,
+        }
+    )
+
+
+def first_words(error: BaseException) -> str:
+    """The sentence at the bottom of a chain of Temporal's errors."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error.message if isinstance(error, ApplicationError) else str(error)
+
+
+WORKFLOWS = (
+    SweepWorkflow,
+    LadderSweepWorkflow,
+    CheckpointedBertTrainingWorkflow,
+    BertEvalWorkflow,
+    BertInferenceWorkflow,
+    CoordinatorWorkflow,
+)

@@ -1,0 +1,280 @@
+"""Workflows on a real server, their activities simulated."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from temporalio.client import WorkflowHandle, WorkflowUpdateFailedError
+
+from bert_train_parallel.sweeps import board
+from bert_train_parallel.sweeps import messages as m
+from bert_train_parallel.sweeps.draw import draw_random
+from bert_train_parallel.sweeps.workflows import CheckpointedBertTrainingWorkflow, CoordinatorWorkflow, LadderSweepWorkflow, SweepWorkflow
+
+from .simulated import Simulated, served, sweep
+
+Story = Callable[[WorkflowHandle[Any, m.SweepResult]], Awaitable[None]]
+
+
+def run_sweep(server: str, simulated: Simulated, request: m.SweepRequest, story: Story | None = None) -> m.SweepResult:
+    """A sweep from beginning to end, with what people do meanwhile."""
+
+    async def go() -> m.SweepResult:
+        async with served(server, simulated) as client:
+            kind: Any = LadderSweepWorkflow if request.ladder else SweepWorkflow
+            handle = await client.start_workflow(kind.run, request, id=f"test-{uuid.uuid4()}", task_queue=m.EVAL_QUEUE)
+            if story:
+                await story(handle)
+            return await handle.result()
+
+    return asyncio.run(asyncio.wait_for(go(), 60))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.02)
+
+
+def test_a_random_sweep_runs_every_trial_once_with_the_values_that_its_seed_draws(server: str, simulated: Simulated) -> None:
+    result = run_sweep(server, simulated, sweep(num_trials=7, max_concurrency=3))
+    drawn = [draw_random(sweep().space, 42, number) for number in range(7)]
+    assert sorted(request.run_id for request in simulated.asked) == [f"mine-t{number:04d}" for number in range(7)]
+    assert {trial.number: trial.values for trial in result.leaderboard} == dict(enumerate(drawn))
+    assert result.best_score == max(trial.score or 0 for trial in result.leaderboard)
+    assert result.states == {"finished": 7}
+    assert result.gpu_hours == pytest.approx(7 * 60 / 3600)
+    assert len(simulated.exported) == 1
+
+
+def test_never_more_trials_at_a_time_than_asked_for(server: str, simulated: Simulated) -> None:
+    simulated.seconds = 0.05
+    run_sweep(server, simulated, sweep(num_trials=9, max_concurrency=3))
+    assert simulated.most_at_once == 3
+
+
+def test_a_grid_runs_every_combination(server: str, simulated: Simulated) -> None:
+    space = {"learning_rate": {"values": [1e-4, 1e-5]}, "batch_size": [8, 16, 32]}
+    result = run_sweep(server, simulated, sweep(num_trials=100, sampler="grid", space=space))
+    assert len({(trial.values["learning_rate"], trial.values["batch_size"]) for trial in result.leaderboard}) == result.trials == 6
+
+
+def test_a_trial_that_fails_is_a_result_and_the_sweep_goes_on(server: str, simulated: Simulated) -> None:
+    async def answers(request: m.BertFineTuneRequest) -> m.BertFineTuneResult | None:
+        state = {"mine-t0001": "oom", "mine-t0002": "failed"}.get(request.run_id)
+        return m.BertFineTuneResult(run_id=request.run_id, config=request.config, state=state, error="no room") if state else None
+
+    simulated.answers = answers
+    result = run_sweep(server, simulated, sweep(num_trials=5))
+    assert result.states == {"finished": 3, "oom": 1, "failed": 1}
+    assert len(result.leaderboard) == 3
+
+
+def test_the_same_seed_gives_the_same_trials_whichever_ends_first(server: str, simulated: Simulated) -> None:
+    request = sweep(num_trials=16, max_concurrency=4, sampler="tpe")
+
+    async def slow_then_fast(asked: m.BertFineTuneRequest) -> None:
+        await asyncio.sleep(0.15 if asked.run_id.endswith(("2", "5")) else 0.0)
+
+    async def fast_then_slow(asked: m.BertFineTuneRequest) -> None:
+        await asyncio.sleep(0.1 if asked.run_id.endswith(("0", "3", "7")) else 0.01)
+
+    boards = []
+    for answers in (slow_then_fast, fast_then_slow):
+        simulated.answers = answers
+        result = run_sweep(server, simulated, request)
+        boards.append([(trial.number, trial.values, trial.score) for trial in result.leaderboard])
+    assert len(boards[0]) == 16
+    assert boards[0] == boards[1]
+    assert any(request.recent for request in simulated.suggested)
+
+
+def test_a_ladder_promotes_the_best_of_each_rung_and_goes_on_from_their_runs(server: str, simulated: Simulated) -> None:
+    stages = [
+        {"epochs": 1, "max_train_samples": 100, "keep": 2, "new": 6},
+        {"epochs": 2, "max_train_samples": 200, "keep": 1, "new": 2},
+        {"epochs": 4},
+    ]
+    result = run_sweep(server, simulated, sweep(num_trials=6, ladder={"stages": stages}))
+    by_rung = [[trial for trial in result.leaderboard if trial.rung == rung] for rung in range(3)]
+    assert [len(rung) for rung in by_rung] == [6, 4, 1]
+    assert {trial.number for trial in by_rung[1]} == {trial.number for trial in by_rung[0][:2]} | {6, 7}
+    assert by_rung[2][0].number == by_rung[1][0].number
+    assert by_rung[2][0].promoted_from == by_rung[1][0].run_id
+    assert by_rung[2][0].first_step > 0
+    assert result.best_run_id == by_rung[2][0].run_id
+    epochs = {request.run_id: (request.config.num_epochs, request.config.max_train_samples) for request in simulated.asked}
+    assert epochs[by_rung[2][0].run_id] == (4, None)
+    promoted = {trial.run_id for trial in by_rung[0][:2]}
+    assert set(simulated.cleaned[0].keep) == promoted
+
+
+def test_a_ladder_that_compares_runs_random_trials_of_as_many_rows(server: str, simulated: Simulated) -> None:
+    stages = [{"epochs": 1, "keep": 1, "new": 4}, {"epochs": 2}]
+    request = sweep(num_trials=4, ladder={"stages": stages}, compare=True, space={"learning_rate": [1e-5, 1e-3]})
+    result = run_sweep(server, simulated, request)
+    assert result.comparison is not None
+    assert result.comparison.rows_seen == (4 * 10 + 20) * 16
+    assert result.comparison.random_trials == 3
+    assert result.comparison.random_best is not None
+    assert result.comparison.random_best.startswith("mine-random-t")
+
+
+def test_a_rung_waits_for_approval_where_that_is_asked_for(server: str, simulated: Simulated) -> None:
+    stages = [{"epochs": 1, "keep": 1, "new": 3}, {"epochs": 2}]
+
+    async def story(handle: Any) -> None:
+        while not (await handle.query("progress", result_type=m.ProgressAnswer)).waiting_for:
+            await asyncio.sleep(0.02)
+        assert len(simulated.asked) == 3
+        assert await handle.execute_update("approve") == "rung 2 of 2 begins"
+
+    run_sweep(server, simulated, sweep(num_trials=3, ladder={"stages": stages}, approval=True), story)
+    assert len(simulated.asked) == 4
+
+
+def test_people_can_look_on_and_steer(server: str, simulated: Simulated) -> None:
+    simulated.seconds = 0.1
+    seen: dict[str, Any] = {}
+
+    async def story(handle: Any) -> None:
+        await until(lambda: len(simulated.asked) >= 2)
+        await handle.execute_update("pause")
+        await until(lambda: simulated.at_once == 0)
+        seen["paused"] = await handle.query("progress", result_type=m.ProgressAnswer)
+        with pytest.raises(WorkflowUpdateFailedError) as error:
+            await handle.execute_update("pause")
+        seen["twice"] = str(error.value.cause)
+        await handle.execute_update("set_concurrency", 4)
+        await handle.execute_update("add_trials", 2)
+        await handle.execute_update("resume")
+        await until(lambda: simulated.at_once >= 3)
+        seen["running"] = await handle.query("progress", result_type=m.ProgressAnswer)
+        seen["budget"] = await handle.query("budget", result_type=m.BudgetAnswer)
+        seen["trial"] = await handle.query("trial", 0, result_type=m.TrialAnswer)
+
+    result = run_sweep(server, simulated, sweep(num_trials=8, max_concurrency=2), story)
+    assert seen["paused"].paused
+    assert not seen["paused"].running
+    assert "paused already" in seen["twice"]
+    assert len(seen["running"].running) >= 3
+    assert seen["budget"].finished_gpu_hours > 0
+    assert [trial.number for trial in seen["trial"].ended] == [0]
+    assert result.trials == 10
+    assert seen["paused"].as_of.startswith("20")
+
+
+def test_one_trial_can_be_stopped_and_the_others_go_on(server: str, simulated: Simulated) -> None:
+    async def answers(request: m.BertFineTuneRequest) -> m.BertFineTuneResult | None:
+        from temporalio import activity
+
+        if request.run_id != "mine-t0001":
+            return None
+        try:
+            while True:
+                activity.heartbeat()
+                await asyncio.sleep(0.05)
+        except asyncio.CancelledError:
+            return m.BertFineTuneResult(run_id=request.run_id, config=request.config, state="stopped", gpu_seconds=30)
+
+    simulated.answers = answers
+
+    async def story(handle: Any) -> None:
+        await until(lambda: len(simulated.asked) >= 3)
+        with pytest.raises(WorkflowUpdateFailedError):
+            await handle.execute_update("stop_trial", 77)
+        await handle.execute_update("stop_trial", 1)
+
+    result = run_sweep(server, simulated, sweep(num_trials=4, max_concurrency=2), story)
+    assert result.states == {"finished": 3, "stopped": 1}
+    assert result.gpu_hours == pytest.approx((3 * 60 + 30) / 3600)
+
+
+def test_a_sweep_that_is_stopped_says_what_it_found(server: str, simulated: Simulated) -> None:
+    simulated.seconds = 0.1
+
+    async def story(handle: Any) -> None:
+        await until(lambda: len(simulated.asked) >= 3)
+        await handle.execute_update("stop", False)
+
+    result = run_sweep(server, simulated, sweep(num_trials=50, max_concurrency=2), story)
+    assert result.stopped == "stopped by a person"
+    assert 3 <= result.trials < 50
+    assert result.best_run_id
+
+
+def test_no_trial_begins_when_the_budget_is_spent(server: str, simulated: Simulated) -> None:
+    result = run_sweep(server, simulated, sweep(num_trials=50, max_concurrency=2, budget_gpu_hours=5 * 60 / 3600))
+    assert 5 <= result.trials <= 6  # the one that was under way ends
+    assert "budget" in result.stopped
+
+
+def test_a_long_sweep_goes_on_as_new_and_loses_nothing(server: str, simulated: Simulated, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(board, "EVENTS_A_RUN", 60)
+    runs = set()
+
+    async def story(handle: Any) -> None:
+        while not runs or len(runs) < 2:
+            runs.add((await handle.describe()).run_id)
+            await asyncio.sleep(0.01)
+
+    result = run_sweep(server, simulated, sweep(num_trials=60, max_concurrency=4), story)
+    assert result.trials == 60
+    assert result.states == {"finished": 60}
+    assert sorted(request.run_id for request in simulated.asked) == [f"mine-t{number:04d}" for number in range(60)]
+    assert result.history is not None
+    assert result.history.count == 60
+
+
+def test_configurations_are_evaluated_as_their_training_ends_and_told_in_their_order(server: str, simulated: Simulated) -> None:
+    async def answers(request: m.BertFineTuneRequest) -> m.BertFineTuneResult | None:
+        await asyncio.sleep({"slow": 0.3}.get(request.run_id, 0))
+        if request.run_id == "bad":
+            return m.BertFineTuneResult(run_id="bad", config=request.config, state="failed", error="no such column")
+        return None
+
+    simulated.answers = answers
+    configs = [
+        m.CoordinatorWorkflowConfig(fine_tune_config=m.BertFineTuneConfig(dataset_name="leanings.csv", run_id=name))
+        for name in ("slow", "bad", "quick")
+    ]
+
+    async def go() -> list[m.BertEvalResult]:
+        async with served(server, simulated) as client:
+            given = m.CoordinatorWorkflowInput(configs=configs)
+            return list(await client.execute_workflow(CoordinatorWorkflow.run, given, id=f"test-{uuid.uuid4()}", task_queue=m.EVAL_QUEUE))
+
+    results = asyncio.run(asyncio.wait_for(go(), 60))
+    assert [result.run_id for result in results] == ["slow", "bad", "quick"]
+    assert [result.accuracy for result in results] == [0.5, None, 0.5]
+    assert results[1].error == "failed: no such column"
+
+
+def test_a_training_tells_its_newest_checkpoint_while_it_runs_and_afterwards(server: str, simulated: Simulated) -> None:
+    seen: list[m.CheckpointInfo | None] = []
+    go_on = asyncio.Event()
+
+    async def answers(request: m.BertFineTuneRequest) -> m.BertFineTuneResult:
+        await go_on.wait()
+        newest = m.CheckpointInfo(epoch=2, step=20, path="bert_runs/mine/step_20")
+        return m.BertFineTuneResult(run_id=request.run_id, config=request.config, checkpoint=newest)
+
+    simulated.answers = answers
+
+    async def go() -> None:
+        async with served(server, simulated) as client:
+            run = CheckpointedBertTrainingWorkflow
+            config = m.BertFineTuneConfig(dataset_name="leanings.csv", run_id="mine")
+            handle = await client.start_workflow(run.run, config, id=f"test-{uuid.uuid4()}", task_queue=m.TRAINING_QUEUE)
+            seen.append(await handle.query(run.get_latest_checkpoint))
+            await handle.signal(run.update_checkpoint, m.CheckpointInfo(epoch=1, step=10, path="bert_runs/mine/step_10"))
+            seen.append(await handle.query(run.get_latest_checkpoint))
+            go_on.set()
+            await handle.result()
+            seen.append(await handle.query(run.get_latest_checkpoint))
+
+    asyncio.run(asyncio.wait_for(go(), 60))
+    assert [info and info.step for info in seen] == [None, 10, 20]
