@@ -251,7 +251,8 @@ class Master:
         """All are here and agree: every node gets the plan."""
         attempt = 0 if self.plan is None else self.plan.attempt + 1
         own = replace(hellos[0], store_port=ports.free_port())
-        self.plan = make_plan(request, [own, *hellos[1:]], attempt, self.job)
+        plan = make_plan(request, [own, *hellos[1:]], attempt, self.job)
+        self.plan = replace(plan, master_addr=self.door.met or plan.master_addr)  # each other node puts in how it reaches the master
         by_hello = {id(hello): member for hello, member in zip(hellos, self.members, strict=True)}
         self.order = [by_hello[id(hello)] for hello in in_node_order(hellos)]
         if attempt == 0 and any(hello.node_rank is None for hello in hellos[1:]):
