@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from bert_train_parallel.analysis.predictions_file import PredictionsFile
 from bert_train_parallel.analysis.results import RunResults, choose_run, find_runs, numbers_of, read_run
 from bert_train_parallel.data.batches import FloatArray, IntArray, Rows
 from bert_train_parallel.data.store import Store
-from bert_train_parallel.errors import BadRun
+from bert_train_parallel.errors import BadRun, BadStore
 from bert_train_parallel.progress import Event
 from bert_train_parallel.run_files import RunFiles
 from bert_train_parallel.tasks import Predictions, task_of
@@ -91,7 +91,8 @@ def analyse_run(files: RunFiles, errors: int = 5) -> Analysis:
     counts = None
     if predictions is not None and run.task_type == "classification":
         counts = metrics.confusion_counts(predictions.truth, predictions.predicted, len(names))
-    labels, lengths, mistakes = _from_store(run, predictions, names, errors)
+    worst = _worst(predictions, errors) if predictions is not None else np.zeros(0, dtype=np.int64)
+    stored = _from_store(run, worst)
     return Analysis(
         files=files,
         task_type=run.task_type,
@@ -99,18 +100,18 @@ def analyse_run(files: RunFiles, errors: int = 5) -> Analysis:
         finished=bool(run.result) or not run.events,
         settings=run.result.get("settings", {}),
         result=run.result,
-        labels=labels,
+        labels=stored.labels,
         figures=_figures(run, predictions, names),
         predictions=predictions,
         has_samples=run.predictions is not None and run.predictions.has_samples,
         lines=run.predictions.lines if run.predictions else None,
         counts=counts,
         classes=None if counts is None else metrics.class_figures(counts),
-        lengths=lengths,
+        lengths=stored.lengths,
         epochs=tuple(_epochs(run)),
         steps=_steps(run.events),
-        mistakes=mistakes,
-        missing=run.missing,
+        mistakes=tuple(_mistakes(run, predictions, names, worst, stored.texts)),
+        missing=(*run.missing, *stored.missing),
     )
 
 
@@ -154,25 +155,35 @@ def _figures(run: RunResults, predictions: Predictions | None, names: tuple[str,
     return told | {"test": computed | told.get("test", {})}
 
 
-def _from_store(
-    run: RunResults, predictions: Predictions | None, names: tuple[str, ...], errors: int
-) -> tuple[dict[str, npt.NDArray[Any]], IntArray | None, tuple[Mistake, ...]]:
-    """Labels of each split, tokens of each test sample, and mistakes with their texts, as far as there is a store."""
+@dataclass(frozen=True, slots=True)
+class _FromStore:
+    """What only the store knows of a run."""
+
+    labels: dict[str, npt.NDArray[Any]]  # of each split
+    lengths: IntArray | None = None  # (n,) tokens of each test sample
+    texts: dict[int, tuple[str, ...]] = field(default_factory=dict)  # of the mistakes to show, by sample
+    missing: tuple[str, ...] = ()
+
+
+def _from_store(run: RunResults, worst: IntArray) -> _FromStore:
+    """What the store says; less where there is none, or a damaged one beside results that are whole."""
     known = run.predictions if run.predictions is not None and run.predictions.has_samples else None
-    worst = _worst(predictions, errors) if predictions is not None else np.zeros(0, dtype=np.int64)
-    texts: dict[int, tuple[str, ...]] = {}
-    lengths = None
+    without = _FromStore({} if run.predictions is None else {"test": run.predictions.predictions.truth})
     if run.store is None:
-        labels = {} if predictions is None else {"test": predictions.truth}
-    else:
+        return without
+    try:
         with Store.open(run.store) as store:
             labels = {split: np.asarray(store.samples(split).labels) for split in SPLITS}
-            if known is not None and predictions is not None:
-                _check_samples(run, store, known)
-                wanted = predictions.samples[worst].tolist()
-                texts = dict(zip(wanted, store.texts(wanted), strict=True))
-                lengths = tokens_of_samples(store.rows("test"), predictions.samples)
-    return labels, lengths, tuple(_mistakes(predictions, known, names, worst, texts))
+            if known is None:
+                return _FromStore(labels)
+            _check_samples(run, store, known)
+            samples = known.predictions.samples
+            wanted = samples[worst].tolist()
+            return _FromStore(labels, tokens_of_samples(store.rows("test"), samples), dict(zip(wanted, store.texts(wanted), strict=True)))
+    except BadStore:
+        if not run.result and run.predictions is None:
+            raise
+        return replace(without, missing=(f"{run.store.name}: label distribution and texts (it is damaged)",))
 
 
 def tokens_of_samples(rows: Rows, samples: IntArray) -> IntArray:
@@ -209,14 +220,11 @@ def _worst(predictions: Predictions, most: int) -> IntArray:
 
 
 def _mistakes(
-    predictions: Predictions | None,
-    known: PredictionsFile | None,
-    names: tuple[str, ...],
-    worst: IntArray,
-    texts: dict[int, tuple[str, ...]],
+    run: RunResults, predictions: Predictions | None, names: tuple[str, ...], worst: IntArray, texts: dict[int, tuple[str, ...]]
 ) -> Iterable[Mistake]:
     """The mistakes at these positions; none where the samples have no numbers, since nothing could be looked up."""
-    if predictions is None or known is None:
+    known = run.predictions
+    if predictions is None or known is None or not known.has_samples:
         return
     for at in worst.tolist():
         truth, predicted, sample = predictions.truth[at], predictions.predicted[at], int(predictions.samples[at])

@@ -151,6 +151,16 @@ def test_a_run_whose_store_was_rebuilt_is_shown_without_its_texts(make_run: Make
     assert "rebuilt since" in found.missing[0]
 
 
+def test_a_store_that_is_damaged_inside_does_not_hide_the_results(make_run: MakeRun) -> None:
+    files = make_run()
+    store = files.folder / "leanings.sqlite"
+    whole = store.read_bytes()
+    store.write_bytes(whole[: len(whole) // 4] + bytes(len(whole) - len(whole) // 4))
+    found = analyse(files.result)
+    assert found.figures == json.loads(files.result.read_text())["figures"]
+    assert found.missing[0].startswith("leanings.sqlite: label distribution and texts (it ")
+
+
 def test_a_moved_run_is_shown_without_its_store(make_run: MakeRun, tmp_path: Path) -> None:
     files = make_run()
     moved = RunFiles(tmp_path / "elsewhere", "leanings")
