@@ -7,7 +7,7 @@ import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 
@@ -33,9 +33,10 @@ class Reading:
 
     task_type: str = "classification"
     sequence_len: int = 128
-    long_texts: str = "fold"
+    long_texts: Literal["fold", "truncate", "head_tail"] = "fold"
     stride: int = 0
     combine: str = "mean"
+    dtype: str = "float32"  # of the arithmetic
     text: str | None = None  # columns of the training file
     text_pair: str | None = None
 

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-from families import packed_rows
 
 from bert_train_parallel.errors import BadModel, NotWritable
 from bert_train_parallel.models.export import Reading, find_saved, load_saved, save_model, tokenizer_files
 from bert_train_parallel.models.loading import build_model
 from bert_train_parallel.models.packed import PackedModel
 from bert_train_parallel.run_files import RunFiles
+
+from .families import packed_rows
 
 LABELS = ["left", "right", "neutral"]
 SETTINGS = {"task_type": "classification", "sequence_len": 64, "long_texts": "fold", "stride": 4, "combine": "max", "epochs": 3}

@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from families import packed_rows
 
 from bert_train_parallel.errors import BadModel
 from bert_train_parallel.models import loading
 from bert_train_parallel.models.loading import Blueprint, blueprint_of, build_from, build_model
 from bert_train_parallel.models.packed import PackedModel
+
+from .families import packed_rows
 
 LABELS = ["bad", "good", "neither"]
 

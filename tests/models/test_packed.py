@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from families import HAS_SEGMENTS, PACKED, PADDED, gradients_of, greatest_difference, network_of, packed_rows, padded_rows
 from torch import nn
 
 from bert_train_parallel.errors import BadSetting
 from bert_train_parallel.models import attention
 from bert_train_parallel.models.packed import ARCHITECTURES, PackedModel
 from bert_train_parallel.models.shortcuts import CpuDropout
+
+from .families import HAS_SEGMENTS, PACKED, PADDED, gradients_of, greatest_difference, network_of, packed_rows, padded_rows
 
 LENGTHS = {
     "one row of one token": [1],

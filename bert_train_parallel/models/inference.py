@@ -1,0 +1,55 @@
+"""A model's outputs for rows, on any device: what training evaluates with and prediction predicts with."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bert_train_parallel.data.batches import Batch, IntArray, Rows, make_batch
+from bert_train_parallel.models.packed import PackedModel
+
+HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def batch_tokens(device: torch.device) -> int:
+    """Tokens per forward pass. The same for like devices, so that outputs repeat to the bit."""
+    return 32768 if device.type == "cuda" else 4096
+
+
+def autocast(device: torch.device, dtype: str) -> AbstractContextManager[Any]:
+    """Half precision where `dtype` names one, else the parameters' own."""
+    return torch.autocast(device.type, HALF[dtype]) if dtype in HALF else nullcontext()
+
+
+def inputs_of(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What a model takes: tokens, positions and segments on the device, starts on the CPU; the copies wait for nothing."""
+    return (
+        to_device(batch.tokens, device),
+        to_device(batch.positions, device),
+        to_device(batch.segments, device),
+        torch.from_numpy(batch.starts),
+    )
+
+
+def to_device(values: np.ndarray[Any, Any], device: torch.device) -> Tensor:
+    """An array as a tensor on the device."""
+    tensor = torch.from_numpy(np.ascontiguousarray(values))
+    if device.type == "mps" and tensor.dtype == torch.float64:
+        tensor = tensor.float()  # Metal has no float64
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+def outputs_of(model: PackedModel, rows: Rows, numbers: IntArray, device: torch.device) -> list[Tensor]:
+    """Outputs (b, k) of the rows of these numbers, in one or more pieces: a batch that does not fit is halved."""
+    try:
+        return [model(*inputs_of(make_batch(rows, numbers, 1.0), device))]
+    except torch.OutOfMemoryError:
+        if len(numbers) < 2:
+            raise
+    torch.cuda.empty_cache()  # out of the except block, where the traceback would keep the activations alive
+    half = len(numbers) // 2
+    return outputs_of(model, rows, numbers[:half], device) + outputs_of(model, rows, numbers[half:], device)

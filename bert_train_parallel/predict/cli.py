@@ -1,0 +1,161 @@
+"""bert_predict MODEL INPUT...: labels and probabilities for texts, with a trained model."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bert_train_parallel.config import DataConfig, read_settings
+from bert_train_parallel.errors import BadSetting, BadSource, run_command
+from bert_train_parallel.run_files import written_aside
+
+if TYPE_CHECKING:  # torch takes seconds to import: --help and a mistake in a flag answer at once
+    from bert_train_parallel.models.export import Reading
+    from bert_train_parallel.predict.predictor import Prediction, Predictor
+    from bert_train_parallel.predict.texts import Entry
+
+_FEW = 5
+_COLUMN_SETTINGS = ("text", "text_pair", "encoding", "delimiter", "quoting", "header", "max_cell_bytes")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Labels and probabilities for texts, with a trained model."""
+    arguments = _parser().parse_args(argv)
+    return run_command("bert_predict", lambda: _predict(arguments))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bert_predict",
+        description=main.__doc__,
+        epilog="Examples: bert_predict leanings_trained_model.sav 'What a day!'; bert_predict leanings_model new.csv -t tweet -o out.csv",
+    )
+    parser.add_argument("model", metavar="MODEL", help="a _trained_model.sav file, a model folder, or the folder or any file of a run")
+    parser.add_argument(
+        "inputs", metavar="INPUT", nargs="+", help="texts; or one CSV, JSON lines or Parquet file; or - for lines of standard input"
+    )
+    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="write there (.csv or .jsonl) instead of to the terminal")
+    parser.add_argument(
+        "--with_text", "--with-text", action="store_true", help="repeat the text beside its prediction; always so for texts given here"
+    )
+    parser.add_argument("-q", "--quiet", action="store_true", help="no line about numbers and speed")
+    columns = parser.add_argument_group("columns of a file, as in training")
+    for name in _COLUMN_SETTINGS:
+        flags = ["-t"] if name == "text" else []
+        help = DataConfig.model_fields[name].description
+        columns.add_argument(*flags, f"--{name}", dest=name, metavar="TEXT", default=argparse.SUPPRESS, help=help)
+    machine = parser.add_argument_group("machine")
+    machine.add_argument("--device", default="auto", choices=["auto", "cuda", "mps", "cpu"], help="what to compute on (default: auto)")
+    machine.add_argument(
+        "--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16", "float64"], help="precision; auto: as in training"
+    )
+    machine.add_argument("--batch_size", "--batch-size", metavar="N", type=int, help="rows of full length per forward pass")
+    machine.add_argument("--threads", metavar="N", type=int, help="CPU threads")
+    return parser
+
+
+@dataclass(slots=True)
+class _Count:
+    """What was done, for the line at the end."""
+
+    predicted: int = 0
+    empty: int = 0
+    first_empty: list[int] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        texts = f"{self.predicted:,} text{'s' * (self.predicted > 1)}"
+        if not self.empty:
+            return texts
+        lines = ", ".join(map(str, self.first_empty)) + (", ..." if self.empty > len(self.first_empty) else "")
+        return f"{texts}, and {self.empty:,} line{'s' * (self.empty > 1)} without text, which get no prediction: {lines}"
+
+
+def _predict(arguments: argparse.Namespace) -> None:
+    for name in ("batch_size", "threads"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise BadSetting(f"--{name} {value}: a whole number from 1 up is expected.")
+    if arguments.threads:
+        os.environ["RAYON_NUM_THREADS"] = str(arguments.threads)  # of the tokenizers, which read it when they start
+    import torch
+
+    from bert_train_parallel.models.export import load_saved
+    from bert_train_parallel.predict import lines
+    from bert_train_parallel.predict.predictor import Predictor
+
+    form = lines.form_of(arguments.output)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    saved = load_saved(arguments.model)
+    entries, from_arguments = _entries(arguments, saved.reading)
+    with_text = arguments.with_text or from_arguments
+    predictor = Predictor(saved, arguments.device, arguments.dtype, arguments.batch_size)
+
+    began, count = time.perf_counter(), _Count()
+    labels = saved.label_names if saved.reading.task_type == "classification" else ()
+    header = [lines.csv_header(labels, with_text)] if form == "csv" else []
+    line = lines.csv_line(labels, with_text) if form == "csv" else lines.json_line(with_text)
+    found = (line(entry, prediction) for entry, prediction in _in_order(predictor, entries, count))
+    _write(itertools.chain(header, found), arguments.output)
+    if not arguments.quiet:
+        seconds = time.perf_counter() - began
+        print(f"{count} ({count.predicted / seconds:,.0f} texts/s)", file=sys.stderr)
+
+
+def _entries(arguments: argparse.Namespace, reading: Reading) -> tuple[Iterator[Entry], bool]:
+    """What to predict for, and whether it was written on the command line."""
+    from bert_train_parallel.predict import texts
+
+    if arguments.inputs == ["-"]:
+        return texts.of_lines(sys.stdin.buffer), False
+    named = texts.file_named(arguments.inputs)
+    if named is None:
+        return texts.of_arguments(arguments.inputs, reading), True
+    if arguments.output and arguments.output.resolve() == Path(named).resolve():
+        raise BadSetting(f"--output {arguments.output} is the input. Name another file.")
+    columns = argparse.Namespace(**{"text": reading.text, "text_pair": reading.text_pair, **vars(arguments)})
+    return texts.of_file(named, read_settings(DataConfig, columns)), False
+
+
+def _in_order(predictor: Predictor, entries: Iterable[Entry], count: _Count) -> Iterator[tuple[Entry, Prediction | None]]:
+    """Each entry with its prediction, or None for one without text; no more of them in memory than the predictor holds."""
+    waiting: deque[Entry] = deque()
+
+    def texts() -> Iterator[tuple[str, ...]]:
+        for entry in entries:
+            waiting.append(entry)
+            if entry.texts is not None:
+                yield entry.texts
+
+    def without_text() -> Iterator[tuple[Entry, None]]:
+        while waiting and waiting[0].texts is None:
+            count.empty += 1
+            if count.empty <= _FEW:
+                count.first_empty.append(waiting[0].line)
+            yield waiting.popleft(), None
+
+    for prediction in predictor.stream(texts()):
+        yield from without_text()
+        count.predicted += 1
+        yield waiting.popleft(), prediction
+    yield from without_text()
+    if not count.predicted:
+        raise BadSource("There is no text in the input, so there is no prediction.")
+
+
+def _write(lines: Iterable[str], output: Path | None) -> None:
+    """To the terminal as they come, or to a file that is complete or absent."""
+    if output is None:
+        for line in lines:
+            print(line)
+        return
+    with written_aside(output) as aside, open(aside, "w", newline="", encoding="utf-8") as file:
+        file.writelines(line + "\n" for line in lines)
