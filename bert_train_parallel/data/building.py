@@ -9,7 +9,6 @@ import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,13 +20,14 @@ from bert_train_parallel.data.folding import Folded, fold_texts
 from bert_train_parallel.data.labels import LabelReader, Labels
 from bert_train_parallel.data.sources import Sample, Source
 from bert_train_parallel.data.split import SPLITS, split_samples
-from bert_train_parallel.data.store import SAMPLES_PER_BLOCK, StoreWriter, store_writer
+from bert_train_parallel.data.store import StoreWriter, store_writer
 from bert_train_parallel.data.table import spaced
 from bert_train_parallel.data.tokenizing import TextTokenizer
 from bert_train_parallel.errors import BadSource
 
 Say = Callable[[str], None]
 
+_SAMPLES, _LETTERS = 1_024, 1_000_000  # of a block, at most; one longer text is a block of its own
 _ROWS_AT_ONCE = 8_192
 _SAY_EVERY = 10.0  # seconds between lines on how far reading is
 
@@ -74,7 +74,7 @@ def _samples(sources: Sequence[Source], draft: Draft, say: Say) -> Iterator[Samp
     for source in sources:
         number = 0
         for number, sample in enumerate(source.samples(draft.accepts), 1):
-            if number % SAMPLES_PER_BLOCK == 0 and time.monotonic() - told > _SAY_EVERY:
+            if number % _SAMPLES == 0 and time.monotonic() - told > _SAY_EVERY:
                 told = time.monotonic()
                 say(f"{source.name}: {spaced(number)} samples so far")
             yield sample
@@ -95,8 +95,17 @@ def _check_bad_lines(source: Source, good: int) -> None:
         raise BadSource(f"{source.name} has no {source.table.unit} with text and label.")
 
 
-def _blocks(samples: Iterator[Sample]) -> Iterator[list[Sample]]:
-    while block := list(islice(samples, SAMPLES_PER_BLOCK)):
+def _blocks(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
+    """The samples in blocks that are bounded in number and in letters, so that memory is, whatever the texts are."""
+    block: list[Sample] = []
+    letters = 0
+    for sample in samples:
+        block.append(sample)
+        letters += len(sample.text) + len(sample.pair or "")
+        if len(block) == _SAMPLES or letters > _LETTERS:
+            yield block
+            block, letters = [], 0
+    if block:
         yield block
 
 

@@ -4,7 +4,7 @@ table    one line is                          columns
 about    one fact of the store                name, value (JSON)
 labels   one class                            code, name
 splits   one split                            split, samples, rows, tokens
-texts    1,024 samples                        block, texts (zlib of a JSON array of [text] or [text, pair])
+texts    up to 1,024 samples                  first (number of the first), texts (zlib of a JSON array of [text] or [text, pair])
 samples  up to 65,536 samples                 block, lines (int64), labels (int32 codes, or float64), splits (uint8, as SPLITS)
 rows     some rows of one split               block, split, sample (int64), lengths, segments_at (int32; empty: the lengths), tokens
 runs     one finished run                     id, record (JSON)
@@ -22,6 +22,7 @@ import json
 import os
 import sqlite3
 import struct
+import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,15 +36,15 @@ import numpy.typing as npt
 from bert_train_parallel.data.batches import IntArray, Rows
 from bert_train_parallel.data.split import SPLITS
 from bert_train_parallel.errors import BadStore, DamagedStore, NotWritable
+from bert_train_parallel.run_files import written_aside
 
 FORMAT = 1
-SAMPLES_PER_BLOCK = 1_024  # of texts
 _APPLICATION = 0x42545053
 _TABLES = """
 CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE labels (code INTEGER PRIMARY KEY, name TEXT NOT NULL);
 CREATE TABLE splits (split TEXT PRIMARY KEY, samples INTEGER, rows INTEGER, tokens INTEGER);
-CREATE TABLE texts (block INTEGER PRIMARY KEY, texts BLOB NOT NULL);
+CREATE TABLE texts (first INTEGER PRIMARY KEY, texts BLOB NOT NULL);
 CREATE TABLE samples (block INTEGER PRIMARY KEY, lines BLOB NOT NULL, labels BLOB NOT NULL, splits BLOB NOT NULL);
 CREATE TABLE rows (block INTEGER PRIMARY KEY, split TEXT, sample BLOB, lengths BLOB, segments_at BLOB, tokens BLOB);
 CREATE TABLE runs (id INTEGER PRIMARY KEY, record TEXT NOT NULL);
@@ -63,6 +64,8 @@ class Samples:
 class Store:
     """A finished store, open to read."""
 
+    mapped_from = 1 << 27  # bytes of a split's tokens from which on they are mapped into memory
+
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
         self._connection = connection
@@ -76,6 +79,8 @@ class Store:
             self.spec: dict[str, Any] = about["spec"]
             self.tokenizer_fingerprint: str = about["tokenizer_fingerprint"]
             self._token_type = np.dtype(f"<u{about['token_bytes']}")
+            if max(tokens for _, _, tokens in self.counts.values()) * self._token_type.itemsize > path.stat().st_size:
+                raise ValueError("more tokens than bytes")
         self._samples: tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]] | None = None
 
     @classmethod
@@ -103,25 +108,62 @@ class Store:
         self.close()
 
     def rows(self, split: str) -> Rows:
-        """The folded rows of a split."""
+        """The folded rows of a split, in one scan.
+
+        Where a split has many tokens they are written once to a file beside the store, which all processes of a
+        machine map into memory: it is there once, and may be larger than memory.
+        """
         _, n, n_tokens = self.counts[split]
-        tokens = np.empty(n_tokens, self._token_type)
         sample, lengths, segments_at = np.empty(n, np.int64), np.empty(n, np.int32), np.empty(n, np.int32)
-        row = token = 0
-        query = "SELECT sample, lengths, segments_at, tokens FROM rows WHERE split = ? ORDER BY block"
+        row = 0
         with self._reading():
-            for samples, of_rows, segments, ids in self._connection.execute(query, (split,)):
+            query = "SELECT sample, lengths, segments_at FROM rows WHERE split = ? ORDER BY block"
+            for samples, of_rows, segments in self._connection.execute(query, (split,)):
                 piece = slice(row, row + len(of_rows) // 4)
                 sample[piece] = np.frombuffer(samples, "<i8")
                 lengths[piece] = np.frombuffer(of_rows, "<i4")
                 segments_at[piece] = np.frombuffer(segments, "<i4") if segments else lengths[piece]
-                tokens[token : token + len(ids) // tokens.itemsize] = np.frombuffer(ids, self._token_type)
-                row, token = piece.stop, token + len(ids) // tokens.itemsize
-            if (row, token) != (n, n_tokens):
+                row = piece.stop
+            offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+            if row != n or offsets[-1] != n_tokens:
                 raise ValueError("rows are missing")
-        offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
-        labels = self.all_samples()[1]
-        return Rows(tokens, offsets, segments_at, sample, labels[sample][:, None], np.broadcast_to(np.float64(1), n))
+            targets = self.all_samples()[1][sample][:, None]
+            tokens = self._mapped_tokens(split) if n_tokens * self._token_type.itemsize > self.mapped_from else self._tokens(split)
+        return Rows(tokens, offsets, segments_at, sample, targets, np.broadcast_to(np.float64(1), n))
+
+    def _tokens(self, split: str) -> IntArray:
+        """(T,) the tokens of a split, in memory."""
+        tokens = np.empty(self.counts[split][2], self._token_type)
+        first = 0
+        for ids in self._token_blocks(split):
+            piece = np.frombuffer(ids, self._token_type)
+            tokens[first : first + len(piece)] = piece
+            first += len(piece)
+        if first != len(tokens):
+            raise ValueError("tokens are missing")
+        return tokens
+
+    def _token_blocks(self, split: str) -> Iterator[bytes]:
+        for (ids,) in self._connection.execute("SELECT tokens FROM rows WHERE split = ? ORDER BY block", (split,)):
+            yield ids
+
+    def _mapped_tokens(self, split: str) -> IntArray:
+        """(T,) the tokens of a split in a file: beside the store, or where that is read-only, in the folder for temporary files.
+
+        Processes that come at the same time write equal files, and the last name wins.
+        """
+        name = f".{self.path.name}.{self.fingerprint}.{split}.tokens"
+        size = self.counts[split][2] * self._token_type.itemsize
+        for folder in (self.path.parent, Path(tempfile.gettempdir())):
+            path = folder / name
+            with contextlib.suppress(NotWritable):
+                if not path.exists() or path.stat().st_size != size:
+                    with written_aside(path) as aside, open(aside, "wb") as file:
+                        for ids in self._token_blocks(split):
+                            file.write(ids)
+                if path.stat().st_size == size:
+                    return np.memmap(path, self._token_type, "r")
+        return self._tokens(split)
 
     def samples(self, split: str) -> Samples:
         """The samples of a split."""
@@ -143,21 +185,22 @@ class Store:
 
     def texts(self, ids: Iterable[int]) -> list[tuple[str, ...]]:
         """The text, or the two texts, of each of these samples."""
-        blocks: dict[int, list[tuple[str, ...]]] = {}
-        found = []
-        for number in map(int, ids):
-            block, place = divmod(number, SAMPLES_PER_BLOCK)
-            if block not in blocks:
-                with self._reading():
-                    line = self._connection.execute("SELECT texts FROM texts WHERE block = ?", (block,)).fetchone()
-                    blocks[block] = _unpacked(line[0]) if line else []
-            found.append(blocks[block][place])
-        return found
+        wanted = [int(number) for number in ids]
+        found: dict[int, tuple[str, ...]] = {}
+        first, block = 0, list[tuple[str, ...]]()
+        with self._reading():
+            for number in sorted(set(wanted)):
+                if not first <= number < first + len(block):
+                    query = "SELECT first, texts FROM texts WHERE first <= ? ORDER BY first DESC LIMIT 1"
+                    first, packed = self._connection.execute(query, (number,)).fetchone()
+                    block = _unpacked(packed)
+                found[number] = block[number - first]
+        return [found[number] for number in wanted]
 
     def all_texts(self) -> Iterator[list[tuple[str, ...]]]:
         """All texts in the order of the samples, block by block."""
         with self._reading():
-            for (packed,) in self._connection.execute("SELECT texts FROM texts ORDER BY block"):
+            for (packed,) in self._connection.execute("SELECT texts FROM texts ORDER BY first"):
                 yield _unpacked(packed)
 
     def runs(self) -> list[dict[str, Any]]:
@@ -187,7 +230,7 @@ class Store:
         """Say in one sentence that the file is damaged."""
         try:
             yield
-        except (sqlite3.Error, KeyError, ValueError, zlib.error) as error:
+        except (sqlite3.Error, LookupError, TypeError, ValueError, zlib.error) as error:
             raise DamagedStore(_damaged(self.path, error)) from None
 
 
@@ -203,10 +246,10 @@ class StoreWriter:
         self._texts = self._blocks = 0
 
     def add_texts(self, texts: Sequence[tuple[str, ...]]) -> None:
-        """The next SAMPLES_PER_BLOCK samples' texts; fewer in the last block only."""
+        """The texts of the next samples, as one block."""
         packed = zlib.compress(json.dumps(texts, ensure_ascii=False, separators=(",", ":")).encode(), 1)
         self._connection.execute("INSERT INTO texts VALUES (?, ?)", (self._texts, packed))
-        self._texts += 1
+        self._texts += len(texts)
 
     def add_samples(self, lines: IntArray, labels: npt.NDArray[Any], splits: npt.NDArray[np.uint8]) -> None:
         """Line, label and split of all samples."""

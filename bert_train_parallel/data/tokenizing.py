@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -20,6 +20,8 @@ from bert_train_parallel.model_names import locate_model
 
 _CACHED_WORDS = 200_000  # about 40 MB; then the cache starts anew
 _POSITIONS_AFTER_PADDING = {"roberta", "xlm-roberta", "xlm-roberta-xl", "camembert", "longformer", "data2vec-text", "mpnet", "xmod"}
+_MARK = "|"  # between words that are encoded together: a token of its own for BERT, whatever stands beside it
+_WORDS_OF_TEXT, _WORDS_AT_ONCE = 32, 16_384
 _CACHED_LETTERS = 64  # longer words are rare, and a text without spaces is one of them
 
 
@@ -98,12 +100,26 @@ class TextTokenizer:
         if len(known) + len(new) > _CACHED_WORDS:
             known.clear()
             new = list(words)
-        known.update(zip(new, self._encoded(new), strict=True))
+        known.update(self._encoded_words(new))
         found = [[known[word] for word in words] for words in texts]
         for word in new:
             if len(word) > _CACHED_LETTERS:
                 del known[word]
         return found
+
+    def _encoded_words(self, words: list[str]) -> Iterator[tuple[str, bytes]]:
+        """Each word with its ids. A text costs the tokenizer more than its words, so many go as one, with a mark between them."""
+        mark = self._tokenizer.token_to_id(_MARK)
+        plain = [word for word in words if _MARK not in word] if mark is not None else []
+        for first in range(0, len(plain), _WORDS_AT_ONCE):
+            batch = plain[first : first + _WORDS_AT_ONCE]
+            groups = [batch[begin : begin + _WORDS_OF_TEXT] for begin in range(0, len(batch), _WORDS_OF_TEXT)]
+            for group, ids in zip(groups, self._encoded([f" {_MARK} ".join(group) for group in groups]), strict=True):
+                marks = np.flatnonzero(np.frombuffer(ids, self.dtype) == mark) * self.dtype.itemsize
+                begins, ends = [0, *(marks + self.dtype.itemsize).tolist()], [*marks.tolist(), len(ids)]
+                yield from ((word, ids[begin:end]) for word, begin, end in zip(group, begins, ends, strict=True))
+        others = words if mark is None else [word for word in words if _MARK in word]
+        yield from zip(others, self._encoded(others), strict=True)
 
     def _encoded(self, texts: Sequence[str]) -> list[bytes]:
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
