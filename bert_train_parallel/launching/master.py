@@ -25,7 +25,7 @@ from bert_train_parallel.rank import DEFAULT_PORT
 SETTLE_S = 0.3  # time for other nodes to say the same, before a mistake is told to all
 LINGER_S = 1.5  # after a refusal: nodes that come late by this much still hear why
 FIRST_REMINDER_S, REMIND_S = 1.5, 5.0
-STUCK_AFTER_S = 30.0  # a node that was told to stop and still has processes
+STUCK_AFTER_S = 30.0  # beyond the grace: a node that was told to stop and still has processes
 
 
 @dataclass(slots=True, eq=False)
@@ -169,6 +169,9 @@ class Master:
         if wanted and self.request.send_data and hello.same.get("--send_data") == "yes":
             send({"kind": "fetch first", "numbers": wanted})
             return
+        if self.plan is not None and (found := problems(self.request, [*self.hellos, hello])):
+            send({"kind": "refused", "error": "NodesDisagree", "words": "\n  ".join(found)})  # a world that once agreed does not end for it
+            return
         names = [member.hello.host for member in self.members]
         member = Member(replace(hello, host=f"{hello.host} ({address})") if hello.host in names else hello, send, address)
         self.members.append(member)
@@ -282,6 +285,9 @@ class Master:
             self._failed(wire.failure_from(message.get("failure")))
         elif message["kind"] == "ended" and message.get("attempt") == (self.plan.attempt if self.plan else None):
             member.ended = True
+            code = message.get("exit_code")
+            if isinstance(code, int) and code:  # its failure has been told already, unless its launcher could not
+                self._failed(Failure(member.hello.host, None, "exit", code, f"{member.hello.host} ended with exit code {code}."))
             self._maybe_over()
 
     def _failed(self, failure: Failure) -> None:
@@ -291,12 +297,12 @@ class Master:
         self._broadcast({"kind": "stop", "failure": wire.failure_message(failure)})
         self._maybe_over()
         attempt = self.plan.attempt if self.plan else 0
-        self._later(STUCK_AFTER_S, lambda: self._give_up_stuck(attempt))
+        self._later(self.request.grace_s + STUCK_AFTER_S, lambda: self._give_up_stuck(attempt))
 
     def _give_up_stuck(self, attempt: int) -> None:
         if self.phase == "stopping" and self.plan and self.plan.attempt == attempt:
-            for member in [member for member in self.members if not member.ended]:
-                self._left(member, f"its processes did not end within {STUCK_AFTER_S:g} s")
+            for member in [member for member in self.members if not member.ended and member is not self.own]:
+                self._left(member, f"its processes did not end within {self.request.grace_s + STUCK_AFTER_S:g} s")
 
     def _left(self, member: Member, why: str) -> None:
         """A node has gone."""

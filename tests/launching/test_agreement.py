@@ -396,6 +396,7 @@ def test_restarts_begin_the_whole_world_again_until_they_are_used_up(nodes: Node
     nodes.add("beta", 1, 1, max_restarts=1)
     first = nodes.start()["alpha"].plan
     nodes.channels["beta"].report(BROKEN)
+    heard(nodes.channels["alpha"])
     finish(nodes, beta=7)
     finish(nodes, alpha=1)
     second = nodes.start()
@@ -403,6 +404,7 @@ def test_restarts_begin_the_whole_world_again_until_they_are_used_up(nodes: Node
     assert second["beta"].plan.nodes == first.nodes
     assert second["beta"].plan.rank(1, 0).to_environ()["TORCHELASTIC_RESTART_COUNT"] == "1"
     nodes.channels["alpha"].report(replace(BROKEN, node="alpha"))
+    heard(nodes.channels["beta"])
     finish(nodes, alpha=7, beta=1)
     assert set(nodes.follow().values()) == {End(replace(BROKEN, node="alpha"))}
 
@@ -412,6 +414,7 @@ def test_a_users_mistake_is_not_tried_again(nodes: Nodes) -> None:
     nodes.add("beta", 1, 1, max_restarts=5)
     nodes.start()
     nodes.channels["beta"].report(replace(BROKEN, kind="usage", exit_code=2))
+    heard(nodes.channels["alpha"])
     finish(nodes, alpha=1, beta=2)
     assert all(isinstance(step, End) for step in nodes.follow().values())
 
@@ -459,6 +462,21 @@ def test_a_lost_node_that_comes_back_takes_its_place_in_the_next_attempt(nodes: 
     again = nodes.start()
     assert [node.host for node in again["beta"].plan.nodes] == ["alpha", "beta", "gamma"]
     assert again["beta"].node_rank == 1
+
+
+def test_a_wrong_node_in_place_of_a_lost_one_is_turned_away_and_the_world_waits_on(nodes: Nodes) -> None:
+    for host in HOSTS[:3]:
+        nodes.add(host, 1, 2, max_restarts=1)
+    nodes.start()
+    nodes.vanish("gamma")
+    heard(nodes.channels["alpha"])
+    finish(nodes, alpha=1, beta=1)
+    nodes.channels.pop("gamma").close()
+    nodes.add("delta", 1, 2, "train.py", "--lr", "3", max_restarts=1, node_rank=2)
+    assert '"1e-5" on alpha, "3" on delta' in str(nodes.follow("delta")["delta"])
+    nodes.channels.pop("delta").close()
+    nodes.add("gamma", 1, 2, max_restarts=1, node_rank=2)
+    assert nodes.start()["gamma"].plan.attempt == 1
 
 
 def test_a_silent_node_is_lost_after_a_time(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
