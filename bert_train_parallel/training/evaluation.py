@@ -55,7 +55,7 @@ def deal(loads: Sequence[int], speeds: Sequence[float]) -> list[int]:
     """The rank of each batch: in turn to the one that would be done with it first.
 
     >>> deal([8, 8, 4, 4], speeds=[2.0, 1.0])
-    [0, 0, 1, 0]
+    [0, 0, 1, 1]
     """
     ready = [(0.0, rank) for rank, speed in enumerate(speeds) if speed > 0]
     ranks = []
