@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator
@@ -50,11 +51,7 @@ def append_event(path: Path, event: Event) -> None:
 
 def read_events(path: Path, offset: int = 0) -> Iterator[Event]:
     """The complete events from a byte offset on; a torn last line, or a damaged one, is passed over."""
-    try:
-        file = open(path, "rb")
-    except FileNotFoundError:
-        return
-    with file:
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         file.seek(offset)
         for line in file:
             if not line.endswith(b"\n"):
