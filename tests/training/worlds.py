@@ -158,3 +158,55 @@ def noted_rows(folder: Path) -> Iterator[Callable[[], list[int]]]:
         yield lambda: [row for path in folder.glob("rows_*.jsonl") for line in path.read_text().splitlines() for row in json.loads(line)]
     finally:
         del _for_ranks[_ROWS_LOG]
+
+
+def slow_second_rank() -> None:
+    """A patch: rank 1 takes three times as long for a token as rank 0."""
+    import torch
+
+    from bert_train_parallel.models.packed import PackedModel
+
+    seconds = 500e-6 * (3 if os.environ.get("RANK") == "1" else 1)
+    forward = PackedModel.forward
+
+    def slowly(self: PackedModel, tokens: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            time.sleep(len(tokens) * seconds)
+        return forward(self, tokens, *others)
+
+    PackedModel.forward = slowly  # type: ignore[method-assign]
+
+
+def memory_for_few_tokens() -> None:
+    """A patch: more than 60 tokens at once do not fit, in a world of one; in a larger one, rank 1 once has no room."""
+    import torch
+
+    from bert_train_parallel.models.packed import PackedModel
+
+    forward, calls = PackedModel.forward, 0
+
+    def tightly(self: PackedModel, tokens: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += self.training
+        alone = "RANK" not in os.environ
+        if self.training and (len(tokens) > 60 if alone else (calls == 5 and os.environ["RANK"] == "1")):
+            raise torch.OutOfMemoryError("no room for the sake of the test")
+        return forward(self, tokens, *others)
+
+    PackedModel.forward = tightly  # type: ignore[method-assign]
+
+
+def loss_becomes_nan() -> None:
+    """A patch: after some steps the model's outputs are not numbers any more."""
+    import torch
+
+    from bert_train_parallel.models.packed import PackedModel
+
+    forward, calls = PackedModel.forward, 0
+
+    def breaking(self: PackedModel, *inputs: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += self.training
+        return forward(self, *inputs) * (float("nan") if calls > 20 else 1.0)
+
+    PackedModel.forward = breaking  # type: ignore[method-assign]

@@ -1,0 +1,69 @@
+"""GPUs of unequal speed, memory that is not enough, losses that are no numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bert_train_parallel.run_files import RunFiles
+from training import worlds
+from training.conftest import EXACT
+
+
+@pytest.fixture
+def source(write_csv: Callable[..., Path]) -> Path:
+    return write_csv(400)
+
+
+@pytest.mark.slow
+def test_a_rank_of_a_third_of_the_speed_gets_a_quarter_of_the_tokens_and_the_losses_stay(
+    source: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    flags = ("--model", tiny_model, "--batch_size", "24", "--epochs", "8", "--max_steps", "50", *EXACT)
+    worlds.run_world(2, source, "--run", "two", *flags, folder=tmp_path, patch=worlds.slow_second_rank)
+    worlds.run_world(1, source, "--run", "one", *flags, folder=tmp_path)
+    two, one = RunFiles(source.parent, "leanings-two"), RunFiles(source.parent, "leanings-one")
+    world = json.loads(two.result.read_text())["world"]
+    fast, slow = world["parts"]
+    assert 3 / 1.15 < fast / slow < 3 * 1.15
+    assert min(world["utilisation"]) > 0.8
+    shares = worlds.events(two, "share")
+    assert "rank 1" in shares[0].figures["words"]
+    assert "times slower" in shares[0].figures["words"]
+    np.testing.assert_allclose(list(worlds.losses(two).values()), list(worlds.losses(one).values()), rtol=0, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_share_that_does_not_fit_is_computed_in_parts_with_the_same_result(
+    source: Path, tiny_model: Path, tmp_path: Path, ranks: int
+) -> None:
+    flags = ("--model", tiny_model, "--batch_size", "8", "--max_steps", "12", "--shares", "equal", *EXACT)
+    scarce = (*flags, "--run", "scarce", *(("--micro_batch_size", "2") if ranks > 1 else ()))
+    worlds.run_world(ranks, source, *scarce, folder=tmp_path, patch=worlds.memory_for_few_tokens)
+    worlds.run_world(1, source, "--run", "plenty", *flags, folder=tmp_path)
+    found, expected = (worlds.losses(RunFiles(source.parent, f"leanings-{name}")) for name in ("scarce", "plenty"))
+    np.testing.assert_allclose(list(found.values()), list(expected.values()), rtol=0, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_no_number_ends_all_ranks_with_a_sentence_and_the_checkpoint_before_stays_whole(
+    source: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    files = RunFiles(source.parent, "leanings")
+    flags = ("--model", tiny_model, "--batch_size", "8", "--checkpoint_every", "10", "--shares", "equal", *EXACT)
+    world = worlds.start_world(2, source, *flags, folder=tmp_path, patch=worlds.loss_becomes_nan)
+    assert world.wait() == [3, 3]
+    said = [line for line in world.output(0).splitlines() if line.startswith("bert_train_parallel:")]
+    assert len(said) == 1
+    assert "--learning_rate" in said[0]
+    assert "Traceback" not in world.output()
+    assert [event.figures["kind"] for event in worlds.events(files, "failed")] == ["nan"]
+    assert [place.name for place in sorted(files.checkpoints.glob("step_*"))] == ["step_00000010"]
+    assert not files.result.exists()
+    worlds.run_world(2, source, *flags, "--resume", folder=tmp_path)
+    assert files.is_finished
