@@ -88,8 +88,9 @@ def torchrun(settings: dict[str, str]) -> list[str]:
 
 
 def accelerate(settings: dict[str, str]) -> list[str]:
+    # --multi_gpu: without it several machines without GPUs get no RANK at all
     return [
-        *(sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--mixed_precision", "no", "--dynamo_backend", "no"),
+        *(sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--mixed_precision", "no", "--dynamo_backend", "no"),
         *("--num_machines", settings["nodes"], "--num_processes", settings["nodes"], "--machine_rank", settings["node_rank"]),
         *("--main_process_ip", settings["master"], "--main_process_port", settings["port"]),
     ]
@@ -213,7 +214,10 @@ def main() -> int:
         return 2
     work = [(case, launcher) for launcher in arguments.launchers for case in CASES if arguments.cases in case.name]
     with ThreadPoolExecutor(arguments.together) as pool:
-        outcomes = list(pool.map(lambda one: measure(*one, arguments.cap), work))
+        outcomes = []
+        for outcome in pool.map(lambda one: measure(*one, arguments.cap), work):
+            outcomes.append(outcome)
+            print(f"{len(outcomes)} of {len(work)}: {outcome.launcher}, {outcome.case}", file=sys.stderr)
     order = [case.name for case in CASES]
     outcomes.sort(key=lambda one: order.index(one.case))
     print(table(outcomes))
