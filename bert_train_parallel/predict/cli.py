@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bert_train_parallel.command_line import Parser
 from bert_train_parallel.config import DataConfig, read_settings
 from bert_train_parallel.errors import BadSetting, BadSource, run_command
 from bert_train_parallel.run_files import written_aside
@@ -28,12 +29,11 @@ _COLUMN_SETTINGS = ("text", "text_pair", "encoding", "delimiter", "quoting", "he
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Labels and probabilities for texts, with a trained model."""
-    arguments = _parser().parse_args(argv)
-    return run_command("bert_predict", lambda: _predict(arguments))
+    return run_command("bert_predict", lambda: _predict(_parser().parse_args(argv)))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="bert_predict",
         description=main.__doc__,
         epilog="Examples: bert_predict leanings_trained_model.sav 'What a day!'; bert_predict leanings_model new.csv -t tweet -o out.csv",
@@ -83,6 +83,8 @@ def _predict(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise BadSetting(f"--{name} {value}: a whole number from 1 up is expected.")
+    if arguments.output:
+        _check_place(arguments.output)
     if arguments.threads:
         os.environ["RAYON_NUM_THREADS"] = str(arguments.threads)  # of the tokenizers, which read it when they start
     import torch
@@ -108,6 +110,14 @@ def _predict(arguments: argparse.Namespace) -> None:
     if not arguments.quiet:
         seconds = time.perf_counter() - began
         print(f"{count} ({count.predicted / seconds:,.0f} texts/s)", file=sys.stderr)
+
+
+def _check_place(output: Path) -> None:
+    if output.is_dir():
+        raise BadSetting(f"--output {output} is a folder. Name a file in it, such as {output / 'labels.csv'}.")
+    for parent in output.parents:
+        if parent.exists() and not parent.is_dir():
+            raise BadSetting(f"--output {output}: {parent} is a file, not a folder.")
 
 
 def _entries(arguments: argparse.Namespace, reading: Reading) -> tuple[Iterator[Entry], bool]:

@@ -1,0 +1,194 @@
+"""bert_predict as it is typed: what comes out, and one line for each mistake."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bert_train_parallel.predict import cli
+from bert_train_parallel.predict.predictor import load_model
+from bert_train_parallel.run_files import RunFiles
+
+GOOD = 'good, or "so"'
+Output = tuple[int, list[list[str]], str]
+
+
+@pytest.fixture
+def type_in(run: RunFiles, capsys: pytest.CaptureFixture[str]) -> Callable[..., Output]:
+    """Runs the command with the model of the run: exit code, lines of CSV, and what was said."""
+
+    def run_it(*words: str | Path, model: Path = run.folder) -> Output:
+        code = cli.main([str(model), *map(str, words)])
+        said = capsys.readouterr()
+        return code, list(csv.reader(io.StringIO(said.out))), said.err
+
+    return run_it
+
+
+@pytest.fixture
+def reviews(tmp_path: Path) -> Path:
+    path = tmp_path / "reviews.csv"
+    path.write_text('id,tweet\n1,the dog\n2,\n3,"a small cat,\nthen more"\n4,  \n', encoding="utf-8")
+    return path
+
+
+def test_texts_on_the_command_line_are_answered_beside_the_text(type_in: Callable[..., Output], run: RunFiles) -> None:
+    code, lines, said = type_in("the dog", "a, b")
+    assert code == 0
+    assert lines[0] == ["line", "prediction", "probability_bad", f"probability_{GOOD}", "text"]
+    expected = load_model(run.folder).predict(["the dog", "a, b"])
+    assert [(line[0], line[1], line[4]) for line in lines[1:]] == [("1", expected[0].label, "the dog"), ("2", expected[1].label, "a, b")]
+    assert [float(cell) for cell in lines[1][2:4]] == pytest.approx(list(expected[0].probabilities.values()), abs=1e-6)
+    assert said.startswith("2 texts (")
+
+
+def test_a_file_is_answered_line_by_line_with_empty_cells_where_there_is_no_text(type_in: Callable[..., Output], reviews: Path) -> None:
+    code, lines, said = type_in(reviews)
+    assert code == 0
+    assert [line[0] for line in lines[1:]] == ["2", "3", "4", "6"]
+    assert [line[1] in ("bad", GOOD) for line in lines[1:]] == [True, False, True, False]
+    assert lines[2][1:] == ["", "", ""]
+    assert said.startswith("2 texts, and 2 lines without text, which get no prediction: 3, 6 (")
+
+
+def test_json_lines_come_out_where_the_file_is_called_so(type_in: Callable[..., Output], reviews: Path, tmp_path: Path) -> None:
+    code, lines, _ = type_in(reviews, "-t", "tweet", "-o", tmp_path / "out.jsonl", "--with_text", "-q")
+    assert (code, lines) == (0, [])
+    found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [entry["line"] for entry in found] == [2, 3, 4, 6]
+    assert found[1] == {"line": 3, "prediction": None, "text": None}
+    assert set(found[2]["probabilities"]) == {"bad", GOOD}
+    assert found[2]["text"] == "a small cat,\nthen more"
+
+
+def test_json_lines_and_a_file_of_one_column_go_in(type_in: Callable[..., Output], tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"text": "the dog"}\n{"other": 1}\n{"text": "a cat"}\n')
+    (tmp_path / "in.csv").write_text("text\nthe dog\na cat\n")
+    _, of_json, _ = type_in(tmp_path / "in.jsonl")
+    _, of_csv, _ = type_in(tmp_path / "in.csv")
+    assert of_json[2][1:] == ["", "", ""]
+    assert [line[1:] for line in (of_json[1], of_json[3])] == [line[1:] for line in of_csv[1:]]
+
+
+def test_parquet_goes_in(type_in: Callable[..., Output], tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pytest.importorskip("pyarrow").table({"text": ["the dog", None, "a cat"]})
+    parquet.write_table(table, tmp_path / "in.parquet")
+    code, lines, _ = type_in(tmp_path / "in.parquet")
+    assert code == 0
+    assert [bool(line[1]) for line in lines[1:]] == [True, False, True]
+
+
+def test_standard_input_is_one_text_a_line(type_in: Callable[..., Output], monkeypatch: pytest.MonkeyPatch) -> None:
+    def stdin(content: bytes) -> None:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+    stdin("the dog\r\n\na löng film".encode())
+    code, lines, _ = type_in("-")
+    assert code == 0
+    assert [(line[0], bool(line[1])) for line in lines[1:]] == [("1", True), ("2", False), ("3", True)]
+    stdin(b"fine\n\xff\xfe\n")
+    code, lines, said = type_in("-")
+    assert (code, lines[1:]) == (2, [])
+    assert said.startswith("bert_predict: Line 2 of standard input is not UTF-8: invalid start byte.")
+
+
+def test_the_columns_of_training_are_those_of_prediction(
+    save_run: Callable[..., RunFiles], type_in: Callable[..., Output], tmp_path: Path
+) -> None:
+    pairs = save_run(text="first", text_pair="second").folder
+    (tmp_path / "pairs.csv").write_text("text,second,first\nnot me,a cat,the dog\nnot me,,the dog\n")
+    code, lines, _ = type_in(tmp_path / "pairs.csv", "--with-text", model=pairs)
+    assert code == 0
+    assert [line[-1] for line in lines[1:]] == ["the dog | a cat", ""]
+    code, lines, _ = type_in("the dog", "a cat", model=pairs)
+    assert (code, len(lines)) == (0, 2)
+    code, lines, said = type_in("the dog", model=pairs)
+    assert (code, said) == (
+        2,
+        "bert_predict: The model was trained on pairs of texts, and 1 texts are given. Give two for each prediction.\n",
+    )
+
+
+def test_a_regression_answers_with_numbers(save_run: Callable[..., RunFiles], type_in: Callable[..., Output]) -> None:
+    _, lines, _ = type_in("the dog", model=save_run(task_type="regression").folder)
+    assert lines[0] == ["line", "prediction", "text"]
+    assert abs(float(lines[1][1])) < 100
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["the dog", " "], "Text 2 is empty. Give one with words in it."),
+        (["reviews.csv", "-t", "twet"], "reviews.csv has no column 'twet' (--text). Did you mean tweet? Its columns: id, tweet."),
+        (["revews.csv"], "revews.csv: there is no such file. Did you mean reviews.csv?"),
+        (["reviews.csv", "more"], "reviews.csv is a file: name it alone, or give texts only."),
+        (["reviews.csv", "-o", "reviews.csv"], "--output reviews.csv is the input. Name another file."),
+        (["reviews.csv", "-o", "out.xlsx"], "--output out.xlsx: a name that ends with .csv or .jsonl is expected."),
+        (["reviews.csv", "-o", "reviews.csv/out.csv"], "--output reviews.csv/out.csv: reviews.csv is a file, not a folder."),
+        (["reviews.csv", "-o", "folder"], "--output folder is a folder. Name a file in it, such as folder/labels.csv."),
+        (["reviews.csv", "--batch_size", "0"], "--batch_size 0: a whole number from 1 up is expected."),
+        (["reviews.csv", "--threads", "-1"], "--threads -1: a whole number from 1 up is expected."),
+        (["nothing.csv", "-o", "out.csv"], "There is no text in the input, so there is no prediction."),
+        (["folder"], "folder is a folder; texts, or one CSV, JSON lines or Parquet file are expected."),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    words: list[str],
+    sentence: str,
+    type_in: Callable[..., Output],
+    reviews: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nothing.csv").write_text("id,text\n1,\n2,  \n")
+    (tmp_path / "folder").mkdir()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    code, _, said = type_in(*words)
+    assert code == 2
+    assert said.count("\n") == 1
+    assert sentence in said
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_a_model_that_is_not_there_says_what_to_name(type_in: Callable[..., Output], tmp_path: Path) -> None:
+    code, lines, said = type_in("the dog", model=tmp_path)
+    assert (code, lines) == (2, [])
+    assert "no trained model there. Name a _trained_model.sav file, a model folder, or the folder of a finished run." in said
+
+
+def test_the_output_is_absent_when_the_input_breaks_off(type_in: Callable[..., Output], tmp_path: Path) -> None:
+    (tmp_path / "broken.csv").write_bytes(b"text\nthe dog\n\x00\x00\n")
+    code, _, said = type_in(tmp_path / "broken.csv", "-o", tmp_path / "out.csv")
+    assert code == 2
+    assert said.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["broken.csv"]
+
+
+def test_help_answers_without_torch() -> None:
+    code = (
+        "import sys; from bert_train_parallel.predict import cli\n"
+        "try: cli.main(['--help'])\nexcept SystemExit: print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("False\n")
+
+
+def test_a_reader_that_has_gone_is_no_mistake(run: RunFiles) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    code = "import sys; from bert_train_parallel.predict.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, str(run.folder), "the dog"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert done.returncode == 141
+    assert "Traceback" not in done.stderr
