@@ -51,6 +51,7 @@ setup(
             "bert_train_parallel = bert_train_parallel.training.cli:main",
             "bert_result_analysis = bert_train_parallel.analysis.cli:main",
             "bert_predict = bert_train_parallel.predict.cli:main",
+            "bert_sweep = bert_train_parallel.sweeps.cli:main",
         ]
     },
     classifiers=["Programming Language :: Python :: 3", "Topic :: Scientific/Engineering :: Artificial Intelligence"],

@@ -69,6 +69,14 @@ class Controls:
             may_begin=spending.may_begin,
         )
 
+    @workflow.query
+    def so_far(self) -> m.ExportRequest:
+        """What there is to write out now; trials that are neither among the best nor in the history file yet come later."""
+        recent = [one for one in self.board.state.recent if one not in self.board.state.best]
+        result = self.board.result()
+        result = result.model_copy(update={"leaderboard": [*result.leaderboard, *recent]})
+        return m.ExportRequest(request=self.board.request, result=result, snapshot=self.board.state.snapshot)
+
     @workflow.update
     def pause(self) -> str:
         self.board.update(paused=True)

@@ -183,6 +183,7 @@ class BertFineTuneRequest(Message):
     launch: LaunchSettings = LaunchSettings()
     node_rank: int | None = None  # of a launch on several nodes
     reservation: str | None = None  # the GPUs held for it on this node
+    again: int = 0  # above 0: trained once more, though there is a RESULT
     signal_checkpoints: bool = False  # tell the workflow of new checkpoints, some seconds apart
 
 

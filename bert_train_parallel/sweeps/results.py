@@ -23,21 +23,25 @@ from bert_train_parallel.sweeps.trials import home_of
 if TYPE_CHECKING:
     import pandas
 
-RESULT, REQUEST = "RESULT.json", "request.json"
+RESULT, SO_FAR, REQUEST = "RESULT.json", "so_far.json", "request.json"
 _PAGE = (sys.executable, "-P", "-m", "bert_train_parallel.analysis.sweep_page")
 _FIRST = ("rank", "number", "rung", "run_id", "state", "score")
 _LAST = ("gpu_seconds", "rows_seen", "first_step", "steps", "attempts", "promoted_from", "same_as", "host", "error")
 
 
-async def export(request: ExportRequest, folder: SharedFolder, tick: Callable[[], None]) -> str:
+async def export(request: ExportRequest, folder: SharedFolder, tick: Callable[[], None], is_over: bool = True) -> str:
     """Write everything; gives the page's path inside the folder, or that of the table where no page can be drawn.
+
+    Args:
+        is_over: False for a sweep that still runs: it gets no RESULT.
 
     Raises:
         BadRun: the history of the sweep is damaged.
         NotWritable: the folder is read-only or the disk is full.
     """
     sweep, result = request.request, request.result
-    trials = ordered(read_history(result.history, folder) if result.history else result.leaderboard, sweep.maximise)
+    known = {trial.run_id: trial for trial in (*read_history(result.history, folder), *result.leaderboard)}
+    trials = ordered(list(known.values()), sweep.maximise)
     place = folder.sweep(sweep.experiment_id)
     place.mkdir(parents=True, exist_ok=True)
     rows = leaderboard_rows(trials)
@@ -45,8 +49,10 @@ async def export(request: ExportRequest, folder: SharedFolder, tick: Callable[[]
     _write_parquet(place / "leaderboard.parquet", rows)
     write_json(place / REQUEST, sweep.model_dump(mode="json"))
     found = _for_the_page(sweep, result, trials, folder)
-    write_json(place / RESULT, found | {"snapshot": request.snapshot.model_dump(mode="json") if request.snapshot else None})
-    command = LaunchRequest((*_PAGE, str(place)), str(place), here=1, device="cpu", log_dir=str(place / "logs"))
+    write_json(place / (RESULT if is_over else SO_FAR), found)
+    command = LaunchRequest(
+        (*_PAGE, str(place / (RESULT if is_over else SO_FAR))), str(place), here=1, device="cpu", log_dir=str(place / "logs")
+    )
     drawn = await launches.launch(command, place / "output.log", tick)
     return folder.relative(place / ("report/report.html" if drawn.exit_code == 0 else "leaderboard.csv"))
 

@@ -196,3 +196,28 @@ async def connect_when_ready(server: EmbeddedServer) -> Client:
         if time.monotonic() > deadline:
             raise Unreachable(f"The embedded server did not come up within {_READY_S:g} s; see server.log beside server.json.")
         await asyncio.sleep(0.1)
+
+
+def is_configured() -> bool:
+    """Whether Temporal's own environment names a server."""
+    return any(os.environ.get(name) for name in ("TEMPORAL_ADDRESS", "TEMPORAL_CONFIG_FILE", "TEMPORAL_PROFILE"))
+
+
+async def serve(folder: Path) -> int:
+    """Run a folder's embedded server in the foreground.
+
+    Raises:
+        Unreachable: another process runs it already.
+    """
+    server = EmbeddedServer(folder)
+    address = server.keep_up()
+    if not server.is_ours:
+        raise Unreachable(f"The server of {folder} runs already, at {address.grpc}.")
+    try:
+        await connect_when_ready(server)
+        print(f"Temporal's server for {folder} answers at {address.grpc}; its page: {address.page}", flush=True)
+        while True:
+            server.keep_up()
+            await asyncio.sleep(1)
+    finally:
+        server.stop()

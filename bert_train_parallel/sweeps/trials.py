@@ -288,6 +288,7 @@ def trial_key(config: TrainConfig, request: BertFineTuneRequest, folder: SharedF
             "model": config.model_key(request.dataset_snapshot.data_hash),
             "metric": request.metric,
             "rung": request.rung,
+            "again": request.again,
             "from_run": request.from_run and home_of(folder, request.from_run),
         }
     )

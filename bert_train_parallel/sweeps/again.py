@@ -1,0 +1,124 @@
+"""A trial repeated from what the history says was asked, and the snapshot: the original input is not needed."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Sequence
+
+from temporalio.client import Client, WorkflowHistory
+
+from bert_train_parallel.errors import BadRun, LaunchFailed
+from bert_train_parallel.run_files import RunFiles
+from bert_train_parallel.sweeps import messages as m
+from bert_train_parallel.sweeps import views
+from bert_train_parallel.sweeps.folder import SharedFolder
+from bert_train_parallel.sweeps.snapshots import check_snapshot
+from bert_train_parallel.sweeps.trials import TrialProgress, Trials, TryAgain, home_of
+from bert_train_parallel.sweeps.watching import workflow_id
+
+
+async def asked_for(client: Client, experiment_id: str) -> list[m.BertFineTuneRequest]:
+    """Every launch that a sweep asked for, from its workflow's history."""
+    found: dict[str, m.BertFineTuneRequest] = {}
+    async for run in client.list_workflows(f'WorkflowId = "{workflow_id(experiment_id)}"'):
+        history = await client.get_workflow_handle(run.id, run_id=run.run_id).fetch_history()
+        for request in await _launches(client, history):
+            found[request.run_id] = request
+    return list(found.values())
+
+
+async def _launches(client: Client, history: WorkflowHistory) -> list[m.BertFineTuneRequest]:
+    found = []
+    for event in history.events:
+        asked = event.activity_task_scheduled_event_attributes
+        if asked.activity_type.name == "fine_tune_bert":
+            found += await client.data_converter.decode(list(asked.input.payloads), [m.BertFineTuneRequest])
+    return found
+
+
+def chain_of(asked: Sequence[m.BertFineTuneRequest], run_id: str) -> list[m.BertFineTuneRequest]:
+    """A run and those that it went on from, the first one first.
+
+    Raises:
+        BadRun: the history has no such run.
+    """
+    by_id = {request.run_id: request for request in asked}
+    chain: list[m.BertFineTuneRequest] = []
+    wanted: str | None = run_id
+    while wanted is not None:
+        if wanted not in by_id:
+            raise BadRun(f"The history of the sweep has no launch of {wanted}. It has: {', '.join(sorted(by_id)[:20]) or 'none'}.")
+        chain.insert(0, by_id[wanted])
+        wanted = by_id[wanted].from_run
+    return chain
+
+
+def run_again(chain: Sequence[m.BertFineTuneRequest], folder: SharedFolder) -> int:
+    """Train a chain of runs once more, under new names, and compare the predictions; 0 when they are the same."""
+    names: dict[str, str] = {}
+    for request in chain:
+        assert request.dataset_snapshot is not None
+        check_snapshot(request.dataset_snapshot, folder)
+        again = _times(request.run_id, folder)
+        names[request.run_id] = f"{request.run_id}-again{again}"
+        earlier = request.from_run and names[request.from_run]
+        renamed = request.model_copy(update={"run_id": names[request.run_id], "again": again, "from_run": earlier})
+        result = asyncio.run(_train(renamed, folder))
+        if result.state != "finished":
+            raise LaunchFailed(f"{renamed.run_id}: {result.state}: {result.error}", 1)
+    return _compare(folder, chain[-1].run_id, names[chain[-1].run_id])
+
+
+def _times(run_id: str, folder: SharedFolder) -> int:
+    """The number of the next repetition: the first that is not finished."""
+    number = 1
+    while folder.finished_files(f"{run_id}-again{number}") is not None:
+        number += 1
+    return number
+
+
+async def _train(request: m.BertFineTuneRequest, folder: SharedFolder) -> m.BertFineTuneResult:
+    def show(progress: TrialProgress) -> None:
+        if sys.stdout.isatty():
+            print(f"\r{request.run_id}  {views.course(progress)}", end="", flush=True)
+
+    trials = Trials(folder, "again")
+    while True:
+        try:
+            result = await trials.run(request, show)
+        except TryAgain as error:
+            print(f"{request.run_id}: {error}; again", file=sys.stderr)
+            continue
+        print(f"{request.run_id}: {result.state}, {result.metric} {result.score}")
+        return result
+
+
+def _compare(folder: SharedFolder, first: str, second: str) -> int:
+    one, other = (_lines(folder.finished_files(home_of(folder, run_id)), run_id) for run_id in (first, second))
+    same = sum(a == b for a, b in zip(one, other, strict=False))
+    count = max(len(one), len(other))
+    print(f"{same} of {count} test predictions are the same, to the last digit, as those of {first}")
+    return 0 if same == count else 1
+
+
+def _lines(files: RunFiles | None, run_id: str) -> list[str]:
+    if files is None or not files.predictions.is_file():
+        raise BadRun(f"{run_id} has no test predictions to compare with.")
+    return files.predictions.read_text(encoding="utf-8").splitlines()[1:]
+
+
+def run_named(asked: Sequence[m.BertFineTuneRequest], number: int | None, best: str | None) -> str:
+    """The run of a trial on its last rung; without a number, the best run.
+
+    Raises:
+        BadRun: there is no such trial.
+    """
+    if number is None:
+        if best is None:
+            raise BadRun("The sweep has no best trial yet; name one by its number.")
+        return best
+    found = [request for request in asked if f"-t{number:04d}" in request.run_id and "-random-" not in request.run_id]
+    if not found:
+        raise BadRun(f"The history has no trial {number}.")
+    return max(found, key=lambda request: request.rung).run_id

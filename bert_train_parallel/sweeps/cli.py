@@ -1,0 +1,301 @@
+"""The command `bert_sweep`: words to calls; Temporal and Optuna are loaded when a subcommand needs them."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from bert_train_parallel.errors import BadSetting, MissingPackage, Unreachable, run_command
+
+if TYPE_CHECKING:
+    from temporalio.client import Client
+
+NAME = "bert_sweep"
+_EPILOG = """examples:
+  bert_sweep example random > sweep.json     a file to begin with
+  bert_sweep run sweep.json                  server, worker, live table, leaderboard, page; again after any crash: goes on
+  bert_sweep watch leanings-random           the live table in another terminal
+  bert_sweep set-concurrency leanings-random 4
+
+A sweep's files are in ./bert_sweeps (or --output_dir). Commands find the server there; --address names another one, and
+Temporal's own environment variables and configuration file are read (TLS, API keys).
+"""
+_NEEDED = "Sweeps need Temporal and Optuna, which are not all installed: pip install 'bert-train-parallel[sweep]'"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Durable sweeps: many trainings side by side, each one launch, and none lost or repeated whatever crashes."""
+    return run_command(NAME, lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One sentence in place of argparse's usage and sentence."""
+        raise BadSetting(f"{message}. See {self.prog} --help.")
+
+
+def _run(argv: Sequence[str]) -> int:
+    arguments = _parser().parse_args(_with_dashes(argv))
+    try:
+        return int(arguments.body(arguments) or 0)
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] in ("temporalio", "optuna"):
+            raise MissingPackage(_NEEDED) from None
+        raise
+    except asyncio.CancelledError:  # SIGTERM: everything was ended in order
+        print(f"{NAME}: stopped. The same command goes on.", file=sys.stderr)
+        return 143
+
+
+def _with_dashes(argv: Sequence[str]) -> list[str]:
+    """Subcommands and flags in either spelling.
+
+    >>> _with_dashes(["set_budget", "mine", "2", "--output-dir=out"])
+    ['set-budget', 'mine', '2', '--output_dir=out']
+    """
+    words = []
+    for place, word in enumerate(argv):
+        name, equals, value = word.partition("=")
+        is_command = place == 0 and not word.startswith("-")
+        words.append(
+            word.replace("_", "-") if is_command else f"--{name[2:].replace('-', '_')}{equals}{value}" if word[:2] == "--" else word
+        )
+    return words
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog=NAME, description=main.__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, body: Callable[[argparse.Namespace], int | None], *words: tuple[str, dict[str, Any]]) -> None:
+        one = commands.add_parser(name, help=(body.__doc__ or "").split("\n")[0], description=body.__doc__)
+        for word, options in words:
+            one.add_argument(word, **options)
+        one.add_argument(
+            "--output_dir", type=Path, default=Path("bert_sweeps"), metavar="FOLDER", help="where all sweeps' files are (bert_sweeps)"
+        )
+        one.add_argument("--address", metavar="HOST:PORT", help="Temporal's server (default: that of the folder)")
+        one.add_argument("--namespace", help="Temporal's namespace")
+        one.set_defaults(body=body)
+
+    sweep_id = ("id", {"metavar": "ID", "help": "the sweep's experiment_id"})
+    file = ("file", {"type": Path, "metavar": "FILE", "help": "JSON; bert_sweep example shows one"})
+    trials = ("--trials", {"type": _whole(1), "metavar": "N", "help": "trials at a time here (default: one for each GPU)"})
+    number = ("trial", {"type": _whole(0), "metavar": "TRIAL"})
+    kinds = {"choices": ("coordinate", "ladder", "random")}
+    command("run", _run_sweep, file)
+    command("coordinate", _coordinate, file, trials)
+    command(
+        "example", _example, ("kind", kinds), ("--hub", {"action": "store_true", "help": "the demo's models and data sets, from the hub"})
+    )
+    command("server", _server)
+    roles = {
+        "action": "append",
+        "choices": ("training", "eval", "node"),
+        "help": "what to serve; may be repeated (default: training and eval)",
+    }
+    command("worker", _worker, ("--queue", roles), trials, ("--host", {"metavar": "NAME", "help": "this node's name in GPU maps"}))
+    command("start", _start, file)
+    command("status", _status, ("id", {"metavar": "ID", "nargs": "?", "help": "the sweep's experiment_id (default: all)"}))
+    command("watch", _watch, sweep_id)
+    for name, help in (("pause", "begin no further trial"), ("resume", "begin trials again"), ("approve", "let the next rung begin")):
+        command(name, _update(name, help), sweep_id)
+    command("stop", _stop, sweep_id, ("--now", {"action": "store_true", "help": "end the trials under way too"}))
+    command("stop-trial", _update("stop_trial", "end one trial; the others go on", "trial"), sweep_id, number)
+    command("add-trials", _update("add_trials", "run more trials", "count"), sweep_id, ("count", {"type": _whole(1), "metavar": "N"}))
+    budget = ("hours", {"type": _hours, "metavar": "GPU-HOURS|none"})
+    command("set-budget", _update("set_budget", "change what the sweep may spend", "hours"), sweep_id, budget)
+    count = ("count", {"type": _whole(1), "metavar": "N"})
+    command("set-concurrency", _update("set_concurrency", "change how many trials run at a time", "count"), sweep_id, count)
+    command("export", _export, sweep_id)
+    command("rerun", _rerun, sweep_id, ("trial", {"type": _whole(0), "metavar": "TRIAL", "nargs": "?", "help": "default: the best"}))
+    command("infer", _infer, ("run", {"metavar": "RUN", "help": "a run id"}), ("texts", {"metavar": "TEXT", "nargs": "+"}))
+    return parser
+
+
+def _run_sweep(arguments: argparse.Namespace) -> int:
+    """run a sweep to its end: server, worker, live table, leaderboard, page; the same again goes on"""
+    from bert_train_parallel.sweeps.run import run
+
+    return run(arguments.file, arguments.output_dir)
+
+
+def _coordinate(arguments: argparse.Namespace) -> int:
+    """train several given configurations and evaluate each"""
+    from bert_train_parallel.sweeps.run import coordinate
+
+    return coordinate(arguments.file, arguments.output_dir, arguments.trials)
+
+
+def _example(arguments: argparse.Namespace) -> None:
+    """print a file to begin with"""
+    from bert_train_parallel.sweeps.examples import example
+
+    print(json.dumps(example(arguments.kind, arguments.hub), indent=2))
+
+
+def _server(arguments: argparse.Namespace) -> int:
+    """run the folder's embedded Temporal server until Ctrl-C"""
+    from bert_train_parallel.sweeps.server import serve
+
+    return asyncio.run(serve(arguments.output_dir.resolve()))
+
+
+def _worker(arguments: argparse.Namespace) -> None:
+    """serve queues until Ctrl-C: training and node run trials, eval runs sweeps and all that is short"""
+    from bert_train_parallel.sweeps.folder import SharedFolder
+    from bert_train_parallel.sweeps.worker import work
+
+    async def serve(client: Client) -> None:
+        folder = SharedFolder(arguments.output_dir.resolve())
+        folder.root.mkdir(parents=True, exist_ok=True)
+        await work(client, folder, arguments.queue or ["training", "eval"], arguments.trials, arguments.host)
+
+    _with_client(arguments, serve)
+
+
+def _start(arguments: argparse.Namespace) -> None:
+    """start a sweep on a server whose workers run elsewhere, and return"""
+    from bert_train_parallel.sweeps.requests import read_sweep
+    from bert_train_parallel.sweeps.run import start
+
+    request = read_sweep(arguments.file)
+    _with_client(arguments, lambda client: start(client, request))
+    print(f"{request.experiment_id} is started; bert_sweep watch {request.experiment_id} shows it.")
+
+
+def _status(arguments: argparse.Namespace) -> None:
+    """what sweeps there are, and how far each is"""
+    from bert_train_parallel.sweeps.status import lines
+
+    print("\n".join(lines(arguments.output_dir, arguments.id, lambda body: _with_client(arguments, body))))
+
+
+def _watch(arguments: argparse.Namespace) -> int:
+    """show a sweep until it ends"""
+    from bert_train_parallel.sweeps import run, server, watching
+    from bert_train_parallel.sweeps.results import read_result
+
+    done = read_result(arguments.output_dir / arguments.id)
+    if done is None:
+        found = server.read_address(arguments.output_dir)
+        page = found.page if found and not arguments.address else ""
+        result = _with_client(arguments, lambda client: watching.follow(client, arguments.id, page))
+        done = read_result(arguments.output_dir / arguments.id)
+        if done is None:
+            from bert_train_parallel.sweeps.views import result_lines
+
+            print("\n".join(result_lines(result, {})))
+            return 0
+    return run.show(done[1], done[0], arguments.output_dir)
+
+
+def _update(name: str, help: str, *words: str) -> Callable[[argparse.Namespace], None]:
+    def body(arguments: argparse.Namespace) -> None:
+        from bert_train_parallel.sweeps.status import update
+
+        given = [getattr(arguments, word) for word in words]
+        print(_with_client(arguments, lambda client: update(client, arguments.id, name, given)))
+
+    body.__doc__ = help
+    return body
+
+
+def _stop(arguments: argparse.Namespace) -> None:
+    """begin no further trial, and end the sweep when those under way have ended"""
+    from bert_train_parallel.sweeps.status import update
+
+    print(_with_client(arguments, lambda client: update(client, arguments.id, "stop", [arguments.now])))
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    """write leaderboard, RESULT and page of a sweep as it is now"""
+    from bert_train_parallel.sweeps.status import export_now
+
+    print(export_now(arguments.output_dir, arguments.id, lambda body: _with_client(arguments, body)))
+
+
+def _rerun(arguments: argparse.Namespace) -> int:
+    """train a trial once more, from the sweep's history and snapshot alone, and compare its predictions"""
+    from bert_train_parallel.sweeps import again
+    from bert_train_parallel.sweeps.folder import SharedFolder
+    from bert_train_parallel.sweeps.results import read_result
+
+    asked = _with_client(arguments, lambda client: again.asked_for(client, arguments.id), starts_server=True)
+    done = read_result(arguments.output_dir / arguments.id)
+    run_id = again.run_named(asked, arguments.trial, done[1].best_run_id if done else None)
+    return again.run_again(again.chain_of(asked, run_id), SharedFolder(arguments.output_dir.resolve()))
+
+
+def _infer(arguments: argparse.Namespace) -> None:
+    """labels for texts, with a run's model"""
+    from bert_train_parallel.sweeps.evaluation import infer
+    from bert_train_parallel.sweeps.folder import SharedFolder
+    from bert_train_parallel.sweeps.messages import BertInferenceRequest
+
+    folder = SharedFolder(arguments.output_dir.resolve())
+    request = BertInferenceRequest(run_id=Path(arguments.run).name, texts=arguments.texts)
+    found = asyncio.run(infer(request, folder, lambda: None))
+    labels = found.label_names or [""] * len(found.texts)
+    for text, label, confidence in zip(found.texts, labels, found.confidences, strict=True):
+        print(f"{confidence:.4f}  {label}  {text}".replace("    ", "  "))
+
+
+def _with_client(arguments: argparse.Namespace, body: Callable[[Client], Awaitable[Any]], starts_server: bool = False) -> Any:
+    """Do something with a client: of `--address`, of the folder's server, or of Temporal's own configuration.
+
+    Raises:
+        Unreachable: no server answers; the sentence says how to start one.
+    """
+    from bert_train_parallel.sweeps.server import EmbeddedServer, connect, connect_when_ready, is_configured, read_address
+
+    async def call() -> Any:
+        found = None if arguments.address or is_configured() else read_address(arguments.output_dir)
+        if starts_server and found:
+            server = EmbeddedServer(arguments.output_dir.resolve())
+            try:
+                return await body(await connect_when_ready(server))
+            finally:
+                server.stop()
+        try:
+            client = await connect(found.grpc if found else arguments.address, arguments.namespace or ("default" if found else None))
+        except Unreachable:
+            if not found:
+                raise
+            raise Unreachable(
+                f"The server of {arguments.output_dir} does not run. "
+                "bert_sweep run FILE goes on with a sweep; bert_sweep server runs it alone."
+            ) from None
+        return await body(client)
+
+    return asyncio.run(call())
+
+
+def _whole(least: int) -> Callable[[str], int]:
+    def whole(text: str) -> int:
+        if not text.isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} up")
+        return int(text)
+
+    return whole
+
+
+def _hours(text: str) -> float | None:
+    if text == "none":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of GPU-hours above 0, nor none")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""Sweeps and configurations as users write them: read from JSON files, with one sentence for the first mistake."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from bert_train_parallel.errors import BadSetting
+from bert_train_parallel.sweeps.messages import CoordinatorWorkflowInput, SweepRequest, first_problem
+
+Model = TypeVar("Model", bound=BaseModel)
+_DATA = ("dataset_name", "validation_file", "test_file", "model_name")
+
+
+def read_sweep(path: Path) -> SweepRequest:
+    """A sweep from a file; the data and models that it names are looked for beside the file, then from here.
+
+    Raises:
+        BadSetting: no such file, not JSON, or a field that cannot be; the sentence names file and field.
+    """
+    found = _read(path)
+    if "experiment_id" not in found:
+        found["experiment_id"] = path.stem
+    if found.get("so_far") is not None:
+        raise BadSetting(f"{path}: so_far is not a setting of a sweep.")
+    if isinstance(found.get("base"), dict):
+        _place(found["base"].get("fine_tune_config"), path)
+    return _checked(SweepRequest, found, path)
+
+
+def read_configurations(path: Path) -> CoordinatorWorkflowInput:
+    """Several configurations from a file; raises as `read_sweep` does."""
+    found = _read(path)
+    for config in found.get("configs", ()):
+        if isinstance(config, dict):
+            _place(config.get("fine_tune_config"), path)
+            _place(config.get("evaluation_config"), path)
+    return _checked(CoordinatorWorkflowInput, found, path)
+
+
+def differences(asked: BaseModel, before: BaseModel) -> list[str]:
+    """The fields in which two requests differ.
+
+    >>> base = {"fine_tune_config": {}}
+    >>> differences(SweepRequest(experiment_id="a", base=base), SweepRequest(experiment_id="a", base=base, seed=7))
+    ['seed (was 7, is now 42)']
+    """
+    now, then = asked.model_dump(mode="json"), before.model_dump(mode="json")
+    return [f"{name} (was {_short(then.get(name))}, is now {_short(now[name])})" for name in now if now[name] != then.get(name)]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadSetting(f"{path}: there is no such file. `bert_sweep example random > {path}` writes one to begin with.") from None
+    except IsADirectoryError:
+        raise BadSetting(f"{path} is a folder. Name the JSON file of the sweep.") from None
+    except (OSError, ValueError) as error:
+        raise BadSetting(f"{path} cannot be read as JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise BadSetting(f"{path} holds a {type(found).__name__}; an object is expected. `bert_sweep example random` shows one.")
+    return found
+
+
+def _place(config: Any, path: Path) -> None:
+    """Names of files become whole paths, which mean the same in every process."""
+    if not isinstance(config, dict):
+        return
+    for name in _DATA:
+        value = config.get(name)
+        if not isinstance(value, str):
+            continue
+        for place in (path.parent / Path(value).expanduser(), Path(value).expanduser()):
+            if place.exists():
+                config[name] = str(place.resolve())
+                break
+
+
+def _checked(model: type[Model], found: dict[str, Any], path: Path) -> Model:
+    try:
+        return model.model_validate(found)
+    except ValidationError as error:
+        raise BadSetting(f"{path}: {first_problem(error)}.") from None

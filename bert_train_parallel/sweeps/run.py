@@ -1,0 +1,133 @@
+"""`bert_sweep run`: a sweep from its file to its leaderboard, going on wherever an earlier call of the command was ended."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from temporalio.client import Client
+from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
+from temporalio.exceptions import WorkflowAlreadyStartedError
+
+from bert_train_parallel.errors import BadSetting
+from bert_train_parallel.run_files import write_json
+from bert_train_parallel.sweeps import messages as m
+from bert_train_parallel.sweeps import views, watching
+from bert_train_parallel.sweeps.folder import SharedFolder
+from bert_train_parallel.sweeps.local import local
+from bert_train_parallel.sweeps.requests import differences, read_configurations, read_sweep
+from bert_train_parallel.sweeps.reservations import count_here
+from bert_train_parallel.sweeps.results import REQUEST, read_result
+from bert_train_parallel.sweeps.workflows import CoordinatorWorkflow, LadderSweepWorkflow, SweepWorkflow
+
+
+def run(path: Path, folder: Path) -> int:
+    """Run a sweep to its end on this machine."""
+    request = read_sweep(path)
+    done = _known(request, folder)
+    if done is not None:
+        return show(done, request, folder)
+    result = asyncio.run(_run(request, folder))
+    return show(result, request, folder)
+
+
+def _known(request: m.SweepRequest, folder: Path) -> m.SweepResult | None:
+    """The result of the very same sweep, if it has ended.
+
+    Raises:
+        BadSetting: a sweep of this name was begun with another request.
+    """
+    place = SharedFolder(folder).sweep(request.experiment_id)
+    found = read_result(place)
+    before = found[0] if found else _begun(place)
+    differing = differences(request, before) if before else []
+    if differing:
+        raise BadSetting(
+            f"{place} is of another sweep of this name, which differs in {'; '.join(differing)}. "
+            f"Give the new one its own experiment_id, or remove {place}."
+        )
+    return found[1] if found else None
+
+
+def _begun(place: Path) -> m.SweepRequest | None:
+    try:
+        return m.SweepRequest.model_validate_json((place / REQUEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+async def _run(request: m.SweepRequest, folder: Path) -> m.SweepResult:
+    place = SharedFolder(folder).sweep(request.experiment_id)
+    place.mkdir(parents=True, exist_ok=True)
+    write_json(place / REQUEST, request.model_dump(mode="json"))
+    async with local(folder, trials_at_once(request), request.launch.grace_s + 5) as here:
+        await start(here.client, request)
+        return await watching.follow(here.client, request.experiment_id, here.page, here.keep_up)
+
+
+async def start(client: Client, request: m.SweepRequest) -> None:
+    """Start the sweep's workflow; one that runs, or has ended well, is left as it is."""
+    kind: Any = LadderSweepWorkflow if request.ladder else SweepWorkflow
+    try:
+        await client.start_workflow(
+            kind.run,
+            request,
+            id=watching.workflow_id(request.experiment_id),
+            task_queue=m.EVAL_QUEUE,
+            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+            memo={"experiment_id": request.experiment_id},
+            static_summary=f"{request.num_trials} trials, {'ladder' if request.ladder else request.chosen_sampler}",
+        )
+    except WorkflowAlreadyStartedError:
+        pass
+
+
+def trials_at_once(request: m.SweepRequest) -> int:
+    """What this machine runs at a time: no more than its GPUs allow, or than the sweep asks for."""
+    gpus = count_here()
+    return min(request.max_concurrency, max(gpus // request.launch.here_gpus, 1)) if gpus else request.max_concurrency
+
+
+def show(result: m.SweepResult, request: m.SweepRequest, folder: Path) -> int:
+    """Print what a sweep found and where it lies; 0 when there is a best trial."""
+    place = SharedFolder(folder).sweep(request.experiment_id)
+    places = {"leaderboard": str(place / "leaderboard.csv")}
+    page = place / "report" / "report.html"
+    if page.is_file():
+        places["page"] = str(page)
+    if result.best_run_id:
+        places["best run"] = str(SharedFolder(folder).run(result.best_run_id))
+    print("\n".join(views.result_lines(result, places)))
+    return 0 if result.best_run_id else 1
+
+
+def coordinate(path: Path, folder: Path, trials: int | None) -> int:
+    """Train and evaluate given configurations on this machine."""
+    given = read_configurations(path)
+    results = asyncio.run(_coordinate(given, path.stem, folder, trials or max(count_here(), 1)))
+    for result in results:
+        accuracy = "" if result.accuracy is None else f"accuracy {result.accuracy:.4f} on {result.num_examples} samples of {result.split}"
+        figures = "" if result.accuracy is not None else views.values_in_words(result.figures)
+        print(f"{result.run_id}  {result.dataset_name}  {result.error or accuracy or figures}")
+    return 1 if any(result.error for result in results) else 0
+
+
+async def _coordinate(given: m.CoordinatorWorkflowInput, name: str, folder: Path, trials: int) -> list[m.BertEvalResult]:
+    async with local(folder, trials) as here:
+        place = f"bert-coordinate-{name}"
+        handle = await here.client.start_workflow(
+            CoordinatorWorkflow.run,
+            given,
+            id=place,
+            task_queue=m.EVAL_QUEUE,
+            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
+            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+        )
+        print(f"{len(given.configs)} configurations, {trials} at a time; Temporal's page: {here.page}/namespaces/default/workflows/{place}")
+        result = asyncio.ensure_future(handle.result())
+        while not result.done():
+            here.keep_up()
+            await asyncio.wait({result}, timeout=watching.LOOK_S)
+        return list(await result)

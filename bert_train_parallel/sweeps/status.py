@@ -1,0 +1,82 @@
+"""What a person asks about sweeps, and tells them, from another terminal."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from temporalio.client import Client, WorkflowUpdateFailedError
+from temporalio.service import RPCError, RPCStatusCode
+
+from bert_train_parallel.errors import BadRun, BadSetting, Unreachable
+from bert_train_parallel.sweeps import messages as m
+from bert_train_parallel.sweeps import results, views, watching
+from bert_train_parallel.sweeps.folder import SharedFolder
+
+WithClient = Callable[[Callable[[Client], Awaitable[Any]]], Any]
+
+
+async def update(client: Client, experiment_id: str, name: str, given: Sequence[Any]) -> str:
+    """Tell a sweep something; gives its answer.
+
+    Raises:
+        BadSetting: it refuses, and says why.
+        BadRun: it does not run.
+    """
+    handle = watching.sweep_handle(client, experiment_id)
+    try:
+        return str(await handle.execute_update(name, args=list(given)))
+    except WorkflowUpdateFailedError as error:
+        raise BadSetting(f"{experiment_id}: {watching.sentence_of(error)}.") from None
+    except RPCError as error:
+        if error.status == RPCStatusCode.NOT_FOUND:
+            raise BadRun(f"There is no sweep {experiment_id} that runs on this server. bert_sweep status lists them.") from None
+        raise Unreachable(f"The Temporal server does not answer: {error.message}.") from None
+
+
+def lines(folder: Path, experiment_id: str | None, with_client: WithClient) -> list[str]:
+    """One sweep at length, or one line for each.
+
+    Raises:
+        BadRun: there is no such sweep.
+    """
+    if experiment_id is None:
+        known = sorted(place.parent.name for place in folder.glob(f"*/{results.REQUEST}"))
+        return [_line(folder, one, with_client) for one in known] or [f"There is no sweep in {folder}."]
+    done = results.read_result(folder / experiment_id)
+    if done:
+        return views.result_lines(done[1], {"leaderboard": str(folder / experiment_id / "leaderboard.csv")})
+    return views.lines_of(with_client(lambda client: _look(client, experiment_id)), width=200, rows=20)
+
+
+async def _look(client: Client, experiment_id: str) -> views.View:
+    try:
+        return await watching.look(client, experiment_id)
+    except RPCError as error:
+        if error.status == RPCStatusCode.NOT_FOUND:
+            raise BadRun(f"There is no sweep {experiment_id} on this server. bert_sweep status lists them.") from None
+        raise Unreachable(f"The Temporal server does not answer: {error.message}.") from None
+
+
+def _line(folder: Path, experiment_id: str, with_client: WithClient) -> str:
+    done = results.read_result(folder / experiment_id)
+    if done:
+        best = done[1].best_score
+        return f"{experiment_id}: ended, {done[1].trials} trials, best {done[1].metric} {'none' if best is None else f'{best:.4f}'}"
+    try:
+        return views.lines_of(with_client(lambda client: _look(client, experiment_id)), width=200)[0]
+    except (Unreachable, BadRun):
+        return f"{experiment_id}: begun, not running now; bert_sweep run FILE goes on with it"
+
+
+def export_now(folder: Path, experiment_id: str, with_client: WithClient) -> str:
+    """Write out a sweep as it is now; gives the path of its page or table."""
+    shared = SharedFolder(folder.resolve())
+    done = results.read_result(folder / experiment_id)
+    if done:
+        request = m.ExportRequest(request=done[0], result=done[1])
+    else:
+        request = with_client(lambda client: watching.sweep_handle(client, experiment_id).query("so_far", result_type=m.ExportRequest))
+    return str(folder / asyncio.run(results.export(request, shared, lambda: None, is_over=done is not None)))

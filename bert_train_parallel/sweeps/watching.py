@@ -1,0 +1,163 @@
+"""Following a sweep from outside: its workflow's answers, the heartbeats of its trials, and a table that is drawn anew."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
+from temporalio.service import RPCError, RPCStatusCode
+
+from bert_train_parallel import errors
+from bert_train_parallel.errors import BadRun, BertTrainParallelError, Unreachable
+from bert_train_parallel.sweeps import messages as m
+from bert_train_parallel.sweeps import views
+from bert_train_parallel.sweeps.trials import TrialProgress
+
+LOOK_S = 1.0
+RUNNING = WorkflowExecutionStatus.RUNNING
+
+
+def sweep_handle(client: Client, experiment_id: str) -> WorkflowHandle[Any, m.SweepResult]:
+    return client.get_workflow_handle(workflow_id(experiment_id), result_type=m.SweepResult)
+
+
+def workflow_id(experiment_id: str) -> str:
+    return f"bert-sweep-{experiment_id}"
+
+
+async def status_of(handle: WorkflowHandle[Any, Any]) -> WorkflowExecutionStatus | None:
+    """Whether a workflow runs; None where there is none.
+
+    Raises:
+        Unreachable: the server does not answer.
+    """
+    try:
+        return (await handle.describe()).status
+    except RPCError as error:
+        if error.status == RPCStatusCode.NOT_FOUND:
+            return None
+        raise Unreachable(f"The Temporal server does not answer: {error.message}.") from None
+
+
+async def heartbeats(client: Client, workflow_id: str) -> dict[str, TrialProgress]:
+    """What each trial under way last said, by its run id."""
+    description = await client.get_workflow_handle(workflow_id).describe()
+    found: dict[str, TrialProgress] = {}
+    for pending in description.raw_description.pending_activities:
+        with contextlib.suppress(ValueError, RuntimeError):  # another activity, or none yet
+            for beat in await client.data_converter.decode(list(pending.heartbeat_details.payloads), [TrialProgress]):
+                found[beat.run_id] = beat
+    return found
+
+
+async def look(client: Client, experiment_id: str, page: str = "") -> views.View:
+    """All that can be seen of a sweep now.
+
+    Raises:
+        RPCError: the server does not answer.
+    """
+    handle = sweep_handle(client, experiment_id)
+    progress = await handle.query("progress", result_type=m.ProgressAnswer)
+    board = await handle.query("leaderboard", 100, result_type=m.LeaderboardAnswer)
+    spent = await handle.query("budget", result_type=m.BudgetAnswer)
+    hours = spent.finished_gpu_hours + spent.running_gpu_hours
+    limit = f" of {spent.budget_gpu_hours:g}" if spent.budget_gpu_hours else ""
+    link = f"{page}/namespaces/{client.namespace}/workflows/{workflow_id(experiment_id)}" if page else ""
+    return views.View(
+        progress, board.trials, board.metric, await heartbeats(client, workflow_id(experiment_id)), f", {hours:.3g}{limit} GPU-hours", link
+    )
+
+
+class Screen:
+    """Lines that are drawn over on a terminal; elsewhere one line for each trial that ends."""
+
+    def __init__(self) -> None:
+        self._in_place = sys.stdout.isatty()
+        self._drawn = 0
+        self._told: set[str] = set()
+        self._head = ""
+
+    def show(self, view: views.View) -> None:
+        if self._in_place:
+            self._draw(views.lines_of(view, shutil.get_terminal_size().columns))
+            return
+        best = view.best[0].run_id if view.best else ""
+        for trial in sorted(view.best, key=lambda trial: (trial.rung, trial.number)):
+            if trial.run_id not in self._told:
+                self._told.add(trial.run_id)
+                print(views.ended_line(trial, view.metric, trial.run_id == best), flush=True)
+        if view.progress.waiting_for and view.progress.waiting_for != self._head:
+            self._head = view.progress.waiting_for
+            print(views.lines_of(view, 400)[0], flush=True)
+
+    def note(self, sentence: str) -> None:
+        """A sentence that stays."""
+        self.clear()
+        print(sentence, flush=True)
+
+    def clear(self) -> None:
+        """Take the table away."""
+        if self._drawn:
+            print(f"\x1b[{self._drawn}A\x1b[J", end="", flush=True)
+            self._drawn = 0
+
+    def _draw(self, lines: list[str]) -> None:
+        height = shutil.get_terminal_size().lines - 2
+        shown = lines[:height]
+        up = f"\x1b[{self._drawn}A" if self._drawn else ""
+        print(up + "".join(f"{line}\x1b[K\n" for line in shown) + "\x1b[J", end="", flush=True)
+        self._drawn = len(shown)
+
+
+async def follow(client: Client, experiment_id: str, page: str = "", keep_up: Callable[[], None] = lambda: None) -> m.SweepResult:
+    """Show a sweep until it ends; gives its result.
+
+    Args:
+        keep_up: called about once a second, to see after processes that the sweep needs.
+    Raises:
+        BertTrainParallelError: the sweep failed as a whole, or was cancelled or terminated.
+    """
+    handle, screen, silent = sweep_handle(client, experiment_id), Screen(), False
+    while True:
+        keep_up()
+        try:
+            status = (await handle.describe()).status
+            if status != RUNNING:
+                screen.clear()
+                return await result_of(handle)
+            screen.show(await look(client, experiment_id, page))
+            silent = False
+        except RPCError as error:
+            if error.status == RPCStatusCode.NOT_FOUND:
+                raise BadRun(f"There is no sweep {experiment_id} on this server.") from None
+            if not silent:
+                screen.note(f"the server does not answer ({error.message.splitlines()[0]}); trials under way go on")
+            silent = True
+        await asyncio.sleep(LOOK_S)
+
+
+async def result_of(handle: WorkflowHandle[Any, m.SweepResult]) -> m.SweepResult:
+    """The result of a workflow that has ended.
+
+    Raises:
+        BertTrainParallelError: it failed; the sentence at the bottom of the chain.
+    """
+    try:
+        return await handle.result()
+    except WorkflowFailureError as error:
+        raise sentence_of(error) from None
+
+
+def sentence_of(error: BaseException) -> BertTrainParallelError:
+    """Our own error, of its own kind, from a chain of Temporal's."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    kind = getattr(errors, str(getattr(error, "type", "")), BadRun)
+    words = str(getattr(error, "message", "") or error or type(error).__name__)
+    is_ours = isinstance(kind, type) and issubclass(kind, BertTrainParallelError) and kind is not errors.LaunchFailed
+    return kind(words) if is_ours else BadRun(words)
