@@ -14,20 +14,20 @@ from bert_train_parallel.analysis.contents import runs_table, tables_of, widest_
 from bert_train_parallel.analysis.report import analyse_run
 from bert_train_parallel.analysis.results import choose_run, find_runs
 from bert_train_parallel.analysis.tables import Table, render
+from bert_train_parallel.command_line import Parser
 from bert_train_parallel.errors import BadSetting, run_command
 from bert_train_parallel.run_files import write_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print what came out of a run: labels, figures, confusion matrix, mistakes; with --charts also a page."""
-    args = _parser().parse_args(argv)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without Unicode still shows the figures
-    return run_command("bert_result_analysis", lambda: _run(args))
+    return run_command("bert_result_analysis", lambda: _run(_parser().parse_args(argv)))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="bert_result_analysis",
         description=main.__doc__,
         epilog="The other files of the run are found by their names. Several FILEs are compared with the first one.",

@@ -7,9 +7,9 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NoReturn
 
 from bert_train_parallel import gpus
+from bert_train_parallel.command_line import Parser
 from bert_train_parallel.errors import BadGpuMap, BadSetting, run_command
 from bert_train_parallel.launching.command import resolve_command
 from bert_train_parallel.launching.launcher import launch_node
@@ -162,12 +162,6 @@ def _read_token(arguments: argparse.Namespace) -> str | None:
     return token
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One sentence in place of argparse's usage and sentence."""
-        raise BadSetting(f"{message}. See launch.py --help.")
-
-
 def read_arguments(argv: Sequence[str]) -> argparse.Namespace:
     """The flags, beside `command`, the words from the script on, and `flags`, those before it.
 
@@ -198,7 +192,7 @@ def _with_underscores(word: str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="launch.py",
         usage="launch.py [flags] SCRIPT [arguments of the script]",
         description=main.__doc__,

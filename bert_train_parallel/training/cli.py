@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -11,6 +10,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from bert_train_parallel.command_line import Parser
 from bert_train_parallel.config import TrainConfig, add_arguments, read_settings
 from bert_train_parallel.errors import BertTrainParallelError, run_command
 from bert_train_parallel.rank import Rank
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: Sequence[str] | None) -> int:
-    parser = argparse.ArgumentParser(prog=_NAME, description=main.__doc__)
+    parser = Parser(prog=_NAME, description=main.__doc__)
     parser.add_argument("source", help="CSV, TSV, JSON lines, Parquet, a store (.sqlite), a folder or name of a Hugging Face data set")
     parser.add_argument("-p", "--preponly", "--prep_only", action="store_true", help="build the store and stop")
     add_arguments(parser, TrainConfig)
