@@ -128,13 +128,18 @@ def open_source(config: DataConfig, name: str, labelled: bool = True, say: Calla
     return sources
 
 
+def check_exists(name: str) -> None:
+    """Raises BadSource for a name that can only be a file or a folder, and is not there."""
+    path = Path(name)
+    if not path.exists() and (_FILE_NAME.fullmatch(path.name) or name.count("/") > 1 or name.startswith(("/", "~", "."))):
+        raise BadSource(_missing(path))
+
+
 def open_tables(config: DataConfig, name: str) -> dict[str, Table]:
     """The tables of a source by split; `train` is also what is to be split."""
-    path = Path(name)
-    if path.is_file() or _FILE_NAME.fullmatch(path.name):
+    check_exists(name)
+    if Path(name).is_file():
         return {"train": open_file(config, name)}
-    if not path.is_dir() and (name.count("/") > 1 or name.startswith(("/", "~", "."))):
-        raise BadSource(_missing(path))
     return open_dataset(name, config.dataset_config)
 
 
