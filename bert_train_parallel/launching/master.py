@@ -22,7 +22,7 @@ from bert_train_parallel.launching.plan import Failure, Hello, LaunchRequest, Wo
 from bert_train_parallel.launching.wire import Message
 from bert_train_parallel.rank import DEFAULT_PORT
 
-SETTLE_S = 0.3  # time for other nodes to say the same, before a mistake is told to all
+SETTLE_S = 1.0  # for nodes that knock every half second: a mistake is told when all that have started are heard
 LINGER_S = 1.5  # after a refusal: nodes that come late by this much still hear why
 FIRST_REMINDER_S, REMIND_S = 1.5, 5.0
 STUCK_AFTER_S = 30.0  # beyond the grace: a node that was told to stop and still has processes

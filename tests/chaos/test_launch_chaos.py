@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from hosts.fleet import Host, Run, fleet, until, why_not
 
-ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "6"))
+ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "4"))
 SEED = int(os.environ.get("CHAOS_SEED", "0"))
 END_WITHIN_S = 60.0
 # each rank keeps writing a file, as a trainer writes checkpoints, and is done after a moment

@@ -131,6 +131,7 @@ def test_elastic_or_restart_brings_the_world_back(hosts: list[Host], what: str) 
         hosts[1].kill()
     else:
         hosts[1].cut()
+        assert runs[1].wait(SOON_S) == 1, everything(runs)
     left = runs if what == "rank" else [runs[0], runs[2]]
     all_end(left, 0)
     if what == "rank":

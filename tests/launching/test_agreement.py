@@ -85,6 +85,7 @@ class Nodes:
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
     monkeypatch.setattr(master, "LINGER_S", 0.3)
+    monkeypatch.setattr(master, "SETTLE_S", 0.3)
     interrupts = Interrupts()
     made = Nodes(interrupts)
     yield made
