@@ -12,8 +12,8 @@ from typing import Any
 from bert_train_parallel.config import DataConfig
 from bert_train_parallel.data.building import build
 from bert_train_parallel.data.identity import identify, is_unchanged
-from bert_train_parallel.data.sources import open_source
-from bert_train_parallel.data.store import Store
+from bert_train_parallel.data.sources import check_exists, open_source
+from bert_train_parallel.data.store import Store, forget_mapped_tokens
 from bert_train_parallel.data.store_lock import only_builder
 from bert_train_parallel.data.stored import open_stored, read_settings_of
 from bert_train_parallel.data.table import spaced
@@ -47,6 +47,8 @@ def prepare(config: DataConfig, source: str, output_dir: str | None = None, say:
         if isinstance(origin, Store):
             stack.enter_context(origin)
             config = read_settings_of(origin, config)
+        else:
+            check_exists(origin)  # before the model is looked for, which may take a while
         tokenizer = load_tokenizer(config.model, config.sequence_len)
         store = _fitting(path, origin, config, tokenizer, lambda line: None)
         if store is None:
@@ -168,6 +170,7 @@ def _build(path: Path, origin: Store | str, config: DataConfig, tokenizer: TextT
             say(source.described)
     with written_aside(path) as aside:
         build(config, sources, tokenizer, aside, about={"sources": identity}, runs=_runs_at(path), say=say)
+    forget_mapped_tokens(path)
     with Store.open(path) as store:
         say(f"{_summary(store)} ({time.monotonic() - began:.1f} s)")
 

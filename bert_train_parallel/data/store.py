@@ -234,6 +234,12 @@ class Store:
             raise DamagedStore(_damaged(self.path, error)) from None
 
 
+def forget_mapped_tokens(path: Path) -> None:
+    """Remove the files of tokens beside a store that has been replaced; processes that have mapped them keep them."""
+    for file in path.parent.glob(f".{path.name}.*.tokens"):
+        file.unlink(missing_ok=True)
+
+
 class StoreWriter:
     """Fills a store that is being built aside: texts as they come, then all else."""
 

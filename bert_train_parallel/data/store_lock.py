@@ -17,8 +17,8 @@ except ImportError:  # Windows: no lock between processes there; the rename stil
 
 @contextlib.contextmanager
 def only_builder(store: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold the lock of a store. What killed builders and the store that is to be replaced left beside it is removed;
-    a folder that was made for the lock and stayed empty goes too.
+    """Hold the lock of a store. What killed builders left beside it is removed; a folder that was made for the lock and
+    stayed empty goes too.
 
     Args:
         waiting: called once when another process holds the lock.
@@ -33,9 +33,8 @@ def only_builder(store: Path, waiting: Callable[[], None] = lambda: None) -> Ite
     except OSError as error:
         raise not_writable(error, store) or error from error
     try:
-        for kind in ("part", "tokens"):
-            for leftover in store.parent.glob(f".{store.name}.*.{kind}"):
-                leftover.unlink(missing_ok=True)
+        for leftover in store.parent.glob(f".{store.name}.*.part"):
+            leftover.unlink(missing_ok=True)
         yield
     finally:
         with contextlib.suppress(OSError):

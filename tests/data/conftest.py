@@ -1,0 +1,43 @@
+"""Tokenizers of two families, and a fingerprint of a folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from bert_train_parallel.data.tokenizing import TextTokenizer, load_tokenizer
+
+
+@pytest.fixture(scope="session")
+def minilm() -> TextTokenizer:
+    """BERT's own: words, then pieces of words."""
+    return load_tokenizer("minilm")
+
+
+@pytest.fixture(scope="session")
+def byte_level() -> TextTokenizer:
+    """As RoBERTa's: bytes with the space before a word counted to it, and one segment for pairs."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600, special_tokens=["<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(["she will remove stop signs from your neighborhood", "beat my republican opponent"] * 20, trainer)
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 1), ("<s>", 0))
+    return TextTokenizer(json.loads(tokenizer.to_str()))
+
+
+def content_hash(folder: Path) -> str:
+    """Names and contents of all files and folders below a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*")):
+        digest.update(str(path.relative_to(folder)).encode() + b"\0")
+        if path.is_file():
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
