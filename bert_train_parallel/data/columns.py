@@ -97,15 +97,24 @@ def _by_name(table: Table, what: str, names: Sequence[str], taken: Sequence[int]
 
 
 def _text_by_content(table: Table, taken: Sequence[int | None]) -> int:
-    """The column with by far the longest cells."""
+    """The column with by far the most letters and words."""
     free = [number for number in range(len(table.columns)) if number not in taken]
     if not free:
         raise BadSource(f"{table.name} has {_count(table)}; a column of texts beside the labels is expected. {_hint(table)}")
-    letters = {number: sum(len(_cell(row[number])) for row in table.look) for number in free}
-    ranked = sorted(free, key=lambda number: -letters[number])
-    if len(ranked) > 1 and letters[ranked[1]] > letters[ranked[0]] / 2:
+    weights = {number: sum(_weight(_cell(row[number])) for row in table.look) for number in free}
+    ranked = sorted(free, key=lambda number: -weights[number])
+    if len(ranked) > 1 and weights[ranked[1]] > weights[ranked[0]] / 2:
         raise BadSource(f"{table.name}: it is not plain which column is the text. Type {_choices(table, 'text', ranked[:4])}.")
     return ranked[0]
+
+
+def _weight(cell: str) -> int:
+    """How much a cell is a text: letters times words.
+
+    >>> _weight("the dog barks"), _weight("2024-05-17")
+    (33, 0)
+    """
+    return sum(map(str.isalpha, cell)) * len(cell.split())
 
 
 def _label_by_content(table: Table, taken: Sequence[int | None]) -> int:
@@ -114,7 +123,7 @@ def _label_by_content(table: Table, taken: Sequence[int | None]) -> int:
     if not free:
         raise BadSource(f"{table.name} has {_count(table)}; a column of labels beside the texts is expected. {_hint(table)}")
     values = {number: {_cell(row[number]).strip() for row in table.look} for number in free}
-    few = [number for number in free if 1 < len(values[number]) <= min(_MOST_CLASSES, len(table.look) // 2)]
+    few = [number for number in free if 1 < len(values[number]) <= min(_MOST_CLASSES, len(table.look) * 2 // 3)]
     found = free if len(free) == 1 else few
     if len(found) != 1:
         raise BadSource(f"{table.name}: it is not plain which column is the label. Type {_choices(table, 'label', found or free)}.")

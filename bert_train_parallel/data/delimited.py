@@ -224,10 +224,10 @@ def _has_header(rows: list[list[str]], asked: set[str | None]) -> bool:
     if asked & set(first) or any(map(is_known_name, first)):
         return True
     named = [cell for cell in first if cell]
-    if len(set(named)) < len(named) or not named:
+    if len(set(named)) < len(named) or len(first) < 2 or not named:
         return False
     for column, cell in enumerate(first):
-        if cell and (len(cell) > 40 or len(cell.split()) > 4 or re.fullmatch(r"[-+]?[\d.,]+", cell)):
+        if cell and (len(cell) > 40 or len(cell.split()) > 3 or re.fullmatch(r"[-+]?[\d.,]+", cell)):
             return False
         if cell and any(len(row) > column and row[column].strip() == cell for row in rows[1:]):
             return False

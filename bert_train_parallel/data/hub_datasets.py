@@ -11,7 +11,7 @@ from typing import Any
 from bert_train_parallel.data.hub_files import hub_answers
 from bert_train_parallel.data.records import DATASETS_INSTALL, numbered
 from bert_train_parallel.data.table import LOOK, Record, Table
-from bert_train_parallel.errors import BadSource, MissingPackage
+from bert_train_parallel.errors import BadSource, BertTrainParallelError, MissingPackage
 
 # the splits of a data set by the names that they have there
 _SPLIT_NAMES = {
@@ -57,7 +57,7 @@ def _load(datasets: Any, name: str, configuration: str | None) -> Any:
         if not hub_answers():
             return _from_cache(datasets, name, configuration)
         return datasets.load_dataset(name, configuration)
-    except MissingPackage:
+    except BertTrainParallelError:
         raise
     except Exception as error:  # scripts, formats and networks: each raises its own
         reason = " ".join(str(error).split())[:200].rstrip(".")

@@ -1,0 +1,288 @@
+"""Sources of every kind, read sample by sample."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bert_train_parallel.config import DataConfig
+from bert_train_parallel.data.sources import Sample, Source, open_source
+from bert_train_parallel.errors import BadSource
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def write(content: str | bytes, name: str = "leanings.csv") -> Path:
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return write
+
+
+def opened(path: Path, **settings: Any) -> Source:
+    (source,) = open_source(DataConfig(**settings), str(path))
+    return source
+
+
+def read(path: Path, **settings: Any) -> list[Sample]:
+    return list(opened(path, **settings).samples())
+
+
+def pairs(path: Path, **settings: Any) -> list[tuple[str, str | None]]:
+    return [(sample.text, sample.label) for sample in read(path, **settings)]
+
+
+EXPECTED = [("the dog", "good"), ("the cat", "bad"), ("the cow", "good")]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "text,label\nthe dog,good\nthe cat,bad\nthe cow,good\n",
+        "text\tlabel\nthe dog\tgood\nthe cat\tbad\nthe cow\tgood\n",
+        "text;label\nthe dog;good\nthe cat;bad\nthe cow;good\n",
+        "text|label\nthe dog|good\nthe cat|bad\nthe cow|good",
+        "label,text\r\ngood,the dog\r\nbad,the cat\r\ngood,the cow\r\n",
+        ",tweet,class\n0,the dog,good\n1,the cat,bad\n2,the cow,good\n",
+        "id,Text ,LABEL,source\n7,the dog,good,x\n8,the cat,bad,\n9,the cow,good\n",
+        "\ufefftext,label\nthe dog,good\nthe cat,bad\nthe cow,good\n",
+        "text,label\n\nthe dog,good\n\n\nthe cat,bad\nthe cow,good\n\n",
+        '"text","label"\n"the dog","good"\n"the cat","bad"\n"the cow","good"\n',
+        "the dog\tgood\nthe cat\tbad\nthe cow\tgood\n",
+        "the dog,good,\nthe cat,bad,\nthe cow,good,\n",
+        '{"text": "the dog", "label": "good"}\n\n{"text": "the cat", "label": "bad"}\n{"label": "good", "text": "the cow"}\n',
+        '[{"text": "the dog", "label": "good"},\n {"text": "the cat", "label": "bad"}, {"text": "the cow", "label": "good"}]',
+    ],
+)
+def test_one_table_in_many_spellings_reads_the_same(write: Write, content: str) -> None:
+    assert pairs(write(content)) == EXPECTED
+    assert pairs(write(content.encode("utf-16"), "wide.csv")) == EXPECTED
+    assert pairs(write(gzip.compress(content.encode()), "leanings.csv.gz")) == EXPECTED
+
+
+def test_line_numbers_are_those_of_the_file_with_newlines_in_cells(write: Write) -> None:
+    path = write('text,label\n"one\ntwo\n\nthree",a\n\n"four\x85five\u2028six",b\r\nseven,a\n')
+    assert [(sample.line, sample.text) for sample in read(path)] == [(2, "one\ntwo\n\nthree"), (7, "four\x85five\u2028six"), (8, "seven")]
+
+
+def test_columns_are_found_by_number_without_a_header(write: Write) -> None:
+    path = write("17,the dog,good\n18,the cat,bad\n19,the cow,good\n")
+    assert pairs(path, header="no", text="1", label="2") == EXPECTED
+    assert pairs(path, header="no") == EXPECTED
+
+
+def test_a_second_text_makes_pairs(write: Write) -> None:
+    path = write("premise,hypothesis,label\nthe dog,it barks,yes\nthe cat,,no\nthe cow,it moos,yes\n")
+    source = opened(path, text="premise", text_pair="hypothesis")
+    assert [(sample.text, sample.pair) for sample in source.samples()] == [("the dog", "it barks"), ("the cow", "it moos")]
+    assert str(source.bad) == "1 line without text (3)"
+
+
+def test_lines_that_cannot_be_used_are_counted_with_their_lines(write: Write) -> None:
+    path = write("text,label\nthe dog,good\n,bad\n   ,bad\nthe cat,\nthe cow,good,and,more\nlonely\n" + "x" * 1_200 + ",good\n")
+    source = opened(path, max_cell_bytes=1_000)
+    assert [sample.line for sample in source.samples()] == [2]
+    assert str(source.bad) == (
+        "2 lines without text (3, 4), 2 lines without label (5, 7), 1 line with more than 2 cells (6), "
+        "1 line with a cell above 1000 bytes (--max_cell_bytes) (8)"
+    )
+
+
+def test_cells_far_above_the_limit_of_the_csv_module_are_read(write: Write) -> None:
+    long = "word " * 200_000
+    assert pairs(write(f'text,label\n"{long}",good\nshort,bad\n')) == [(long, "good"), ("short", "bad")]
+
+
+def test_commas_in_tweets_do_not_make_columns_of_a_tab_separated_file(write: Write) -> None:
+    lines = "".join(f"well, {'so, ' * (number % 4)}yes\t{number % 2}\n" for number in range(40))
+    assert len(pairs(write(lines, "tweets.tsv"))) == 40
+
+
+def test_quotes_that_are_text_stay_text_where_no_cell_needs_them(write: Write) -> None:
+    lines = ['ham\tOk lar... "joking"', 'spam\t"Free entry', "ham\tU dun say", 'ham\t"Ok" she said', 'spam\twin"', "ham\tyes"]
+    source = opened(write("\n".join(lines) + "\n", "sms.txt"))
+    assert [sample.text for sample in source.samples()] == [line.split("\t")[1] for line in lines]
+    assert "quotes are text" in source.described
+
+
+def test_quotes_around_cells_are_taken_off_where_cells_need_them(write: Write) -> None:
+    text = 'text,label\n"He said ""no"", and left",a\n"two\nlines, ""quoted""\n""at the start",b\nplain,a\n"sloppy" end,b\n'
+    assert [sample.text for sample in read(write(text))] == [
+        'He said "no", and left',
+        'two\nlines, "quoted"\n"at the start',
+        "plain",
+        "sloppy end",
+    ]
+
+
+def test_quoting_can_be_given(write: Write) -> None:
+    path = write('text,label\n"a b",x\n"c d",y\n')
+    assert [sample.text for sample in read(path, quoting="none")] == ['"a b"', '"c d"']
+    assert [sample.text for sample in read(path)] == ["a b", "c d"]
+
+
+def test_what_was_found_is_told_in_one_line(write: Write) -> None:
+    assert opened(write("tweet;class\na;1\nb;2\n")).described.endswith(
+        "leanings.csv: UTF-8, semicolon-separated, header; text 'tweet', label 'class'"
+    )
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252"])
+def test_western_text_that_is_not_utf_8_is_read_and_said(write: Write, encoding: str) -> None:
+    source = opened(write("text,label\nplain,a\ncafé über straße,b\n".encode(encoding)))
+    assert [sample.text for sample in source.samples()] == ["plain", "café über straße"]
+    assert "not UTF-8 (the first such byte in line 3): read as cp1252" in source.described
+
+
+def test_quotes_of_windows_are_read_as_such(write: Write) -> None:
+    assert read(write(b"text,label\n\x93so\x94 he said,a\nother,b\n"))[0].text == "“so” he said"
+
+
+def test_one_broken_byte_in_much_utf_8_is_replaced_and_said(write: Write) -> None:
+    good = "".join(f"größe número {number},a\n" for number in range(100)).encode()
+    source = opened(write(b"text,label\n" + good + b"bro\xffken,b\n" + good))
+    texts = [sample.text for sample in source.samples()]
+    assert texts[100] == "bro\ufffdken"
+    assert texts[101] == "größe número 0"
+    assert "1 bytes that are not UTF-8 (the first in line 102)" in source.described
+
+
+def test_utf_16_without_a_mark_is_known_by_its_zeros(write: Write) -> None:
+    content = "text,label\nthe dog,good\nthe cat,bad\nthe cow,good\n"
+    for encoding in ("utf-16-le", "utf-16-be"):
+        assert pairs(write(content.encode(encoding))) == EXPECTED
+
+
+def test_json_cells_become_text_and_labels(write: Write) -> None:
+    lines = [
+        {"text": "a", "label": 1},
+        {"text": "b", "label": True},
+        {"text": 3, "label": 0.5},
+        {"text": "half \ud83d pair", "label": "x"},
+        {"text": ["no"], "label": "x"},
+        {"text": "no", "label": None},
+        {"label": "x"},
+        ["no object"],
+    ]
+    source = opened(write("\n".join(map(json.dumps, lines)) + "\n{broken\n", "x.jsonl"))
+    assert [(sample.text, sample.label) for sample in source.samples()] == [
+        ("a", "1"),
+        ("b", "True"),
+        ("3", "0.5"),
+        ("half \ufffd pair", "x"),
+    ]
+    assert str(source.bad) == "2 lines without text (5, 7), 1 line without label (6), 2 lines that are no JSON object (8, 9)"
+
+
+def test_a_parquet_file_is_read_in_batches(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "x.parquet"
+    columns = {"body": [f"text {number}" for number in range(3_000)] + [None], "target": [number % 3 for number in range(3_001)]}
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    source = opened(path)
+    samples = list(source.samples())
+    assert (len(samples), samples[2_999]) == (3_000, Sample(3_000, "text 2999", None, "2"))
+    assert str(source.bad) == "1 row without text (3001)"
+
+
+def test_a_saved_data_set_keeps_its_splits_and_the_names_of_its_labels(tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features({"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
+    parts = {
+        "train": datasets.Dataset.from_dict({"sentence": ["a b", "c d"], "label": [1, 0]}, features=features),
+        "validation": datasets.Dataset.from_dict({"sentence": ["e f"], "label": [1]}, features=features),
+        "test": datasets.Dataset.from_dict({"sentence": ["g h"], "label": [-1]}, features=features),
+    }
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "sst")
+    said: list[str] = []
+    sources = open_source(DataConfig(), str(tmp_path / "sst"), say=said.append)
+    assert [(source.split, [(sample.text, sample.label) for sample in source.samples()]) for source in sources] == [
+        (None, [("a b", "pos"), ("c d", "neg")]),
+        ("validate", [("e f", "pos")]),
+    ]
+    assert said == [f"{tmp_path}/sst (test) has no labels and is left out"]
+
+
+def test_files_for_validation_and_test_have_the_columns_of_the_first(write: Write) -> None:
+    train = write("words,mark,note\na b c d,1,x\ne f g h,2,y\ni j k l,1,z\n")
+    test = write("note,mark,words\nlonger than the words are here,1,a b\n", "test.csv")
+    first, second = open_source(DataConfig(text="words", label="mark", test_file=str(test)), str(train))
+    assert (first.split, second.split) == (None, "test")
+    assert [(sample.text, sample.label) for sample in second.samples()] == [("a b", "1")]
+
+
+def test_texts_without_labels_can_be_read_from_one_column(write: Write) -> None:
+    (source,) = open_source(DataConfig(), str(write("one line, and more\nanother\na third, too, yes\n", "texts.txt")), labelled=False)
+    assert [sample.text for sample in source.samples()] == ["one line, and more", "another", "a third, too, yes"]
+
+
+@pytest.mark.parametrize(
+    "header, settings, words",
+    [
+        ("tweet,class", {"text": "twet"}, "has no column 'twet' (--text). Did you mean tweet? Its columns: tweet, class."),
+        ("tweet,class", {"label": "Class"}, "has no column 'Class' (--label). Did you mean class?"),
+        ("a,b,class", {}, "it is not plain which column is the text. Type --text a or --text b."),
+        ("tweet,message,class", {}, "several columns that could be the text. Type --text tweet or --text message."),
+        ("tweet,class,party", {}, "several columns that could be the label. Type --label class or --label party."),
+        ("text,text", {"text": "text"}, "has 2 columns named 'text' (--text)"),
+        ("tweet,class", {"text": "class", "label": "class"}, "the column class is asked for twice"),
+        ("tweet", {}, "has one column; a column of labels beside the texts is expected."),
+        ("tweet,class", {"text_pair": "other"}, "has no column 'other' (--text_pair)."),
+    ],
+)
+def test_columns_that_cannot_be_told_are_one_sentence_that_names_them(
+    write: Write, header: str, settings: dict[str, str], words: str
+) -> None:
+    width = header.count(",") + 1
+    body = "".join(
+        ",".join(["some words here", "other words too", "x"][:width] if width == 3 else ["some words", "x"][:width]) + "\n"
+        for _ in range(4)
+    )
+    with pytest.raises(BadSource) as error:
+        opened(write(header + "\n" + body, "x.csv"), **settings)
+    assert words in str(error.value)
+    assert str(error.value).count("\n") == 0
+
+
+def test_a_missing_file_is_told_with_a_name_that_is_near(write: Write) -> None:
+    path = write("text,label\na,b\n")
+    with pytest.raises(BadSource, match=r"leaning\.csv: there is no such file\. Did you mean .*/leanings\.csv\?"):
+        opened(path.with_name("leaning.csv"))
+
+
+def test_a_hub_that_cannot_be_reached_is_told_within_seconds(tmp_path: Path) -> None:
+    environ = {"HF_HOME": str(tmp_path), "HF_ENDPOINT": "http://127.0.0.1:9", "PATH": "", "HOME": str(tmp_path)}
+    code = (
+        "from bert_train_parallel.config import DataConfig; from bert_train_parallel.data.sources import open_source;"
+        "open_source(DataConfig(), 'someone/some-data-set')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert (
+        "BadSource: someone/some-data-set: there is no such file or folder here, and the Hugging Face hub" in done.stderr.splitlines()[-1]
+    )
+
+
+@pytest.mark.parametrize("package, name", [("pyarrow", "x.parquet"), ("datasets", "someone/some-data-set")])
+def test_a_package_that_is_missing_is_named_with_its_install_line(tmp_path: Path, package: str, name: str) -> None:
+    (tmp_path / "x.parquet").write_bytes(b"PAR1")
+    code = (
+        f"import sys; sys.modules[{package!r}] = None\n"
+        "from bert_train_parallel.config import DataConfig; from bert_train_parallel.data.sources import open_source\n"
+        f"open_source(DataConfig(), {name!r})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert f"MissingPackage: {name} is " in done.stderr.splitlines()[-1]
+    assert done.stderr.splitlines()[-1].endswith('Type: pip install "bert-train-parallel[datasets]"')
