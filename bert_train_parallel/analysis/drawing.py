@@ -47,15 +47,15 @@ def draw_charts(analysis: Analysis) -> list[Chart]:
         MissingPackage: matplotlib is not installed.
     """
     names = [class_name(code, name) for code, name in enumerate(analysis.label_names)]
-    return _drawn(names, lambda drawable: _figures(analysis, drawable))
+    return drawn(names, lambda drawable: _figures(analysis, drawable))
 
 
 def draw_comparison(comparison: Comparison) -> list[Chart]:
     """Differences to the first run, and validation figures over the epochs; raises as `draw_charts` does."""
-    return _drawn([run.name for run in comparison.runs], lambda drawable: _figures_of_comparison(comparison, drawable))
+    return drawn([run.name for run in comparison.runs], lambda drawable: _figures_of_comparison(comparison, drawable))
 
 
-def _drawn(names: Sequence[str], figures: Callable[[list[str]], Iterator[tuple[str, str, Figure]]]) -> list[Chart]:
+def drawn(names: Sequence[str], figures: Callable[[list[str]], Iterator[tuple[str, str, Figure]]]) -> list[Chart]:
     """Charts whose labels are these names, in a form that can be drawn here."""
     try:
         import matplotlib

@@ -48,19 +48,19 @@ def write_report(analysis: Analysis, folder: Path | None = None) -> Analysis:
     charts = draw_charts(analysis)
     tables = [_table(table) for table in tables_of(analysis, MOST_CLASSES)]
     # the run, its labels and its figures come first, what takes more reading after the charts
-    page = page_of(f"Report of {analysis.name}", [_cards(analysis), *tables[:3], _pictures(charts), *tables[3:]])
-    return replace(analysis, report=_write(folder or analysis.files.report, charts, page))
+    page = page_of(f"Report of {analysis.name}", [_cards(analysis), *tables[:3], pictures(charts), *tables[3:]])
+    return replace(analysis, report=write_page(folder or analysis.files.report, charts, page))
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> Path:
     """The page of several runs side by side, and its charts; raises as `write_report` does."""
     charts = draw_comparison(comparison)
     names = ", ".join(run.name for run in comparison.runs)
-    parts = [*map(_table, tables_of_comparison(comparison)), _pictures(charts)]
-    return _write(folder, charts, page_of(f"Comparison of {names}", parts))
+    parts = [*map(_table, tables_of_comparison(comparison)), pictures(charts)]
+    return write_page(folder, charts, page_of(f"Comparison of {names}", parts))
 
 
-def _write(folder: Path, charts: Sequence[Chart], page: str) -> Path:
+def write_page(folder: Path, charts: Sequence[Chart], page: str) -> Path:
     with folder_written_aside(folder) as aside:
         for chart in charts:
             (aside / f"{chart.name}.png").write_bytes(chart.png)
@@ -75,9 +75,9 @@ def page_of(title: str, parts: Sequence[str]) -> str:
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     head = (
         f'<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}"><title>{_words(title)}</title><style>{_STYLE}</style>'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}"><title>{html_words(title)}</title><style>{_STYLE}</style>'
     )
-    body = "\n".join([f"<h1>{_words(title)}</h1>", *parts])
+    body = "\n".join([f"<h1>{html_words(title)}</h1>", *parts])
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n{body}\n</body></html>\n'
 
 
@@ -93,33 +93,33 @@ def _cards(analysis: Analysis) -> str:
         bounds = figures.get("accuracy_interval") if name == "accuracy" else None
         small = f"95 %: {bounds[0]:.3f} to {bounds[1]:.3f}" if bounds else "of the test split" if name == "samples" else ""
         number = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
-        cards.append(f"<div>{_words(FIGURES[name])}<b>{number}</b><small>{small}</small></div>")
+        cards.append(f"<div>{html_words(FIGURES[name])}<b>{number}</b><small>{small}</small></div>")
     return f'<div class="cards">{"".join(cards)}</div>'
 
 
 def _table(table: Table) -> str:
     def line(cells: Sequence[str], tag: str) -> str:
         kinds = [' class="left"' if table.is_left(number) else "" for number in range(len(cells))]
-        return "".join(f"<{tag}{kind}>{_words(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
+        return "".join(f"<{tag}{kind}>{html_words(cell)}</{tag}>" for kind, cell in zip(kinds, cells, strict=True))
 
     head = f"<thead><tr>{line(table.columns, 'th')}</tr></thead>" if any(table.columns) else ""
     body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in table.rows)
-    note = f'<p class="note">{_words(table.note)}</p>' if table.note else ""
-    return f'<h2>{_words(table.title)}</h2><div class="wide"><table>{head}<tbody>{body}</tbody></table></div>{note}'
+    note = f'<p class="note">{html_words(table.note)}</p>' if table.note else ""
+    return f'<h2>{html_words(table.title)}</h2><div class="wide"><table>{head}<tbody>{body}</tbody></table></div>{note}'
 
 
-def _pictures(charts: Sequence[Chart]) -> str:
+def pictures(charts: Sequence[Chart]) -> str:
     """All charts, side by side where the page is wide enough."""
     return f'<div class="charts">{"".join(map(_picture, charts))}</div>'
 
 
 def _picture(chart: Chart) -> str:
     data = base64.b64encode(chart.svg).decode()
-    title = _words(chart.title)
+    title = html_words(chart.title)
     # names beside a large matrix can be read at its own size only: it is scrolled, not shrunk
     kind = ' class="large"' if chart.width > 15 else ""
     return f'<figure><h2>{title}</h2><div class="wide"><img{kind} alt="{title}" src="data:image/svg+xml;base64,{data}"></div></figure>'
 
 
-def _words(text: str) -> str:
+def html_words(text: str) -> str:
     return escape(shorten(visible(text), LONGEST_CELL))
