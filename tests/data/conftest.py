@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -31,6 +34,27 @@ def byte_level() -> TextTokenizer:
     tokenizer.train_from_iterator(["she will remove stop signs from your neighborhood", "beat my republican opponent"] * 20, trainer)
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 1), ("<s>", 0))
     return TextTokenizer(json.loads(tokenizer.to_str()))
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A file system of its own, of half a megabyte."""
+
+    folder: Path
+
+    def make_read_only(self) -> None:
+        subprocess.run(["mount", "-o", "remount,ro", str(self.folder)], check=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", str(folder)], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield Disk(folder)
+    subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def content_hash(folder: Path) -> str:
