@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,8 @@ from bert_train_parallel.training.loop import Progress
 from bert_train_parallel.training.strategy import Strategy
 from bert_train_parallel.training.world import World
 
-_MAY_GROW = ("epochs", "max_steps", "patience")  # in what a run may differ from the one that it goes on from under a new name
+# in what a run may differ from the one that it goes on from under a new name
+_MAY_GROW = ("epochs", "max_steps", "patience", "max_train_samples")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,7 @@ class Start:
     is_new: bool = False
     checkpoint: Checkpoint | None = None  # to go on from; its files are on the node of rank `source`
     source: int = 0
+    adopts: bool = False  # the checkpoint is that of another run, which --from_run names
     origin: dict[str, Any] | None = None  # run and step that --from_run began with
     result: dict[str, Any] | None = None  # of a run that is finished
     notes: tuple[str, ...] = ()
@@ -42,7 +44,7 @@ def find_start(world: World, named: RunFiles, config: TrainConfig, data_fingerpr
     asked = config.asked(data_fingerprint)
     found = world.together(lambda: _look(world, named, config, asked) if world.rank.is_first_of_node else None)
     starts = [start for start in found if start is not None]
-    return max(starts, key=lambda start: -1 if start.checkpoint is None or start.is_new else start.checkpoint.step)
+    return max(starts, key=lambda start: -1 if start.checkpoint is None or start.adopts else start.checkpoint.step)
 
 
 def _look(world: World, named: RunFiles, config: TrainConfig, asked: dict[str, Any]) -> Start:
@@ -50,18 +52,28 @@ def _look(world: World, named: RunFiles, config: TrainConfig, asked: dict[str, A
     choice = runs.choose_run(named, config, world.rank)
     notes = [choice.note] if choice.note else []
     if not choice.goes_on:
-        earlier = _earlier(config, asked, notes.append) if world.rank.is_first else None
-        origin = {"run": config.from_run, "key": earlier.state["key"], "step": earlier.step} if earlier else None
-        return Start(choice.files, True, earlier, world.rank.rank, origin, notes=tuple(notes))
+        return _beginning(world, config, asked, Start(choice.files, True), notes)
     result = runs.finished_result(choice.files, asked)
     if result:
         return Start(choice.files, result=result)
     checkpoint = checkpoints.newest(choice.files.checkpoints, notes.append)
+    if checkpoint and config.from_run and checkpoint.state["asked"] != asked:
+        checkpoint = None  # the best model of the run that this one goes on from; it has no checkpoint of its own yet
     if checkpoint is None:
         notes.append(f"{choice.files.stem} has no whole checkpoint: it begins again.")
-        return Start(choice.files, notes=tuple(notes))
+        return _beginning(world, config, asked, Start(choice.files), notes)
     runs.refuse_other(checkpoint.folder, asked, checkpoint.state["asked"])
-    return Start(choice.files, False, checkpoint, world.rank.rank, checkpoint.state["origin"], notes=tuple(notes))
+    origin = checkpoint.state["origin"]
+    return Start(choice.files, checkpoint=checkpoint, source=world.rank.rank, origin=origin, notes=tuple(notes))
+
+
+def _beginning(world: World, config: TrainConfig, asked: dict[str, Any], start: Start, notes: list[str]) -> Start:
+    """A run without a checkpoint of its own: it begins at step 0, or with what --from_run means."""
+    earlier = _earlier(config, asked, notes.append) if world.rank.is_first else None
+    if earlier is None:
+        return replace(start, notes=tuple(notes))
+    origin = {"run": config.from_run, "key": earlier.state["key"], "step": earlier.step}
+    return replace(start, checkpoint=earlier, source=world.rank.rank, adopts=True, origin=origin, notes=tuple(notes))
 
 
 def _earlier(config: TrainConfig, asked: dict[str, Any], say: Callable[[str], None]) -> Checkpoint | None:

@@ -188,16 +188,18 @@ def go_on(run: Run, files: RunFiles, start: Start, keeper: Keeper) -> None:
         run.reporter.event("start", figures=facts)
         return
     run.progress = Progress.from_json(checkpoint.state["progress"])
+    if start.adopts:
+        run.progress.step = run.course.place_of(run.progress.step, len(run.progress.epochs))
     if run.progress.step > run.course.steps:
         raise BadCheckpoint(f"{checkpoint.folder} has {run.progress.step} steps, of {run.course.steps} asked for. Give more --epochs.")
     tensors = (checkpoint.model(), checkpoint.optimizer()) if run.world.rank.rank == start.source else ({}, {})
     run.strategy.load(*tensors, checkpoint.state["strategy"], start.source)
-    if start.is_new:
+    if start.adopts:
         adopted = run.world.on_first(lambda: keeper.adopt(checkpoint, run.progress.best))
         run.progress.best = run.progress.best if adopted else None
     else:
         run.earlier_seconds = checkpoint.state["seconds"]
-    run.reporter.event("start" if start.is_new else "resume", step=run.progress.step, figures=facts, path=str(checkpoint.folder))
+    run.reporter.event("start" if start.adopts else "resume", step=run.progress.step, figures=facts, path=str(checkpoint.folder))
     run.reporter.say(f"{files.stem} goes on after step {run.progress.step}, from {checkpoint.folder}.")
 
 
