@@ -88,6 +88,8 @@ class NotWritable(BertTrainParallelError):
 class LaunchFailed(BertTrainParallelError):
     """A rank or a node failed; `exit_code` is that of the first failure."""
 
+    kind = "error"
+
     def __init__(self, sentence: str, exit_code: int) -> None:
         super().__init__(sentence)
         self.exit_code = exit_code

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,13 +15,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from bert_train_parallel.errors import BadSetting, BertTrainParallelError, NodesDisagree, Unreachable
+from bert_train_parallel.errors import BadSetting, BertTrainParallelError, LaunchFailed, NodesDisagree, Unreachable
 from bert_train_parallel.rank import Rank
 
 _Value = TypeVar("_Value")
 
 # The launcher notices a lost rank within seconds and ends the world; this only bounds waiting for one that is writing a large file.
 _PATIENCE = timedelta(hours=2)
+
+_LOST_PEER = re.compile("connection (was )?(closed|reset|refused)|socket closed|broken pipe|nccl.*(remote|system) error", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +133,12 @@ def join_world(rank: Rank, device: torch.device) -> Iterator[World]:
         alone = World(rank, device, (), (), backend)
         seen = alone.gather((socket.gethostname(), rank.node_rank))
         yield World(rank, device, tuple(host for host, _ in seen), tuple(node for _, node in seen), backend)
+    except RuntimeError as error:
+        if not _LOST_PEER.search(str(error)):
+            raise
+        raise LaunchFailed(
+            f"Rank {rank.rank} has lost another rank (connection closed by peer); its end is the one to look at.", 1
+        ) from error
     finally:
         dist.destroy_process_group()
 

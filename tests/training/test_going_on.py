@@ -14,7 +14,7 @@ import pytest
 from bert_train_parallel.run_files import RunFiles
 from training import worlds
 
-QUICK = ("--log_every", "1", "--quiet_progress", "--no_export", "--batch_size", "8", "--lr", "3e-3", "--shares", "equal")
+QUICK = ("--log_every", "1", "--quiet_progress", "--no_export", "--batch_size", "8", "--lr", "3e-3", "--shares", "equal", "--matmul", "mkl")
 
 
 @pytest.fixture
