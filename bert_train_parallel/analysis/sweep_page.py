@@ -100,8 +100,8 @@ class Axis:
     ticks: tuple[tuple[float, str], ...]
 
 
-def axis_of(name: str, values: Sequence[Any]) -> Axis:
-    """Numbers on a line, logarithmic where they span more than a factor of 20; words one above the other.
+def axis_of(name: str, values: Sequence[Any], is_log: bool = False) -> Axis:
+    """Numbers on a line, words one above the other.
 
     >>> axis_of("schedule", ["linear", None, "cosine"]).places.tolist()
     [1.0, nan, 0.0]
@@ -115,7 +115,6 @@ def axis_of(name: str, values: Sequence[Any]) -> Axis:
         return Axis(name, np.array(places), tuple((at, word) for word, at in place.items()))
     numbers = np.array([np.nan if value is None else float(value) for value in values])
     low, high = (np.nanmin(numbers), np.nanmax(numbers)) if known else (0.0, 1.0)
-    is_log = low > 0 and high / low > 20
     scaled, ends = (np.log(numbers), (np.log(low), np.log(high))) if is_log else (numbers, (low, high))
     span = (ends[1] - ends[0]) or 1.0
     ticks = []
@@ -127,11 +126,14 @@ def axis_of(name: str, values: Sequence[Any]) -> Axis:
 
 def draw_best_so_far(sweep: Sweep, ax: Axes) -> Axes:
     """Scores in the order of the trials, and the best up to each."""
+    from matplotlib.ticker import MaxNLocator
+
     trials = sweep.comparable
     scores = np.array([float(trial["score"]) for trial in trials])
     numbers = [trial["number"] for trial in trials]
     ax.plot(numbers, scores, "o", color=GREY, markersize=5, label="trial")
     ax.step(numbers, best_so_far(scores, sweep.maximise), where="post", color=BLUE, label="best so far")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("trial")
     ax.set_ylabel(f"{sweep.metric} of the validation split")
     ax.legend(frameon=False)
@@ -143,10 +145,12 @@ def draw_parallel(sweep: Sweep, ax: Axes) -> Axes:
     from matplotlib import colormaps
     from matplotlib.colors import Normalize
 
-    trials = sorted(sweep.comparable, key=lambda trial: float(trial["score"]), reverse=not sweep.maximise)
+    sign = 1 if sweep.maximise else -1
+    trials = sorted(sweep.comparable, key=lambda trial: (sign * float(trial["score"]), -trial["number"]))  # the best is drawn last
     scores = np.array([float(trial["score"]) for trial in trials])
     names = sorted({name for trial in trials for name in trial.get("values", {})})
-    axes = [axis_of(name, [trial.get("values", {}).get(name) for trial in trials]) for name in names]
+    space = sweep.request.get("space", {})
+    axes = [axis_of(name, [trial.get("values", {}).get(name) for trial in trials], space.get(name, {}).get("log", False)) for name in names]
     axes.append(axis_of(sweep.metric, scores.tolist()))
     norm = Normalize(scores.min(), scores.max() if scores.max() > scores.min() else scores.min() + 1)
     colours = colormaps["viridis" if sweep.maximise else "viridis_r"]
@@ -157,7 +161,8 @@ def draw_parallel(sweep: Sweep, ax: Axes) -> Axes:
     for place, axis in enumerate(axes):
         ax.axvline(place, color="#cbd5e0", linewidth=0.8, zorder=0)
         for at, word in axis.ticks:
-            ax.text(place + 0.02, at, word, fontsize=8, va="center", color="#4a5568")
+            box = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 0.6}
+            ax.text(place + 0.03, at, word, fontsize=8, va="center", color="#2d3748", bbox=box, zorder=5)
     ax.set_xticks(range(len(axes)), [axis.name for axis in axes])
     ax.set_xlim(-0.15, len(axes) - 0.6)
     ax.set_yticks([])
@@ -226,7 +231,7 @@ def write_sweep_page(path: Path) -> Path:
     sweep = read_sweep(path)
     reports = dict(_reports(sweep, path.parent))
     charts = drawn([], lambda _: _figures(sweep))
-    parts = [_cards(sweep), _trials_table(sweep, reports), pictures(charts), _comparison(sweep), _request(sweep)]
+    parts = [_cards(sweep), _comparison(sweep), pictures(charts), _trials_table(sweep, reports), _request(sweep)]
     return write_page(path.parent / "report", charts, page_of(f"Sweep {sweep.name}", parts))
 
 
@@ -250,8 +255,10 @@ def _cards(sweep: Sweep) -> str:
     result = sweep.result
     best = "none" if result.get("best_score") is None else f"{result['best_score']:.4f}"
     states = ", ".join(f"{count} {state}" for state, count in result.get("states", {}).items())
+    values = ", ".join(f"{name} {_shown(value)}" for name, value in (result.get("best_values") or {}).items())
     cards = [
         (f"best {sweep.metric}", best, result.get("best_run_id") or ""),
+        ("its values", "", values),
         ("trials", f"{result['trials']:,}", states),
         ("GPU-hours", f"{result['gpu_hours']:.3g}", "failed attempts are in it"),
     ]
@@ -265,7 +272,7 @@ def _cards(sweep: Sweep) -> str:
 
 def _trials_table(sweep: Sweep, reports: Mapping[str, str]) -> str:
     names = sorted({name for trial in sweep.trials for name in trial.get("values", {})})
-    head = "".join(f"<th>{html_words(word)}</th>" for word in ("", "trial", sweep.metric, *names, "steps", "attempts", "state"))
+    head = _head(("", "trial", sweep.metric, *names, "steps", "attempts", "state"), left=("trial", "state"))
     rows = []
     for place, trial in enumerate(sweep.trials[:MOST_ROWS], 1):
         run_id = html_words(trial["run_id"])
@@ -295,10 +302,16 @@ def _comparison(sweep: Sweep) -> str:
         shown = "" if figure is None else f"{figure:.4f}" + (f" ({ends[0]:.4f} to {ends[1]:.4f})" if None not in ends else "")
         cells = (words, run or "", shown, f"{rows_seen:,}")
         rows.append("<tr>" + "".join(f'<td class="left">{html_words(cell)}</td>' for cell in cells) + "</tr>")
-    head = "".join(f"<th>{html_words(word)}</th>" for word in ("", "run", f"{found['metric']} of the test split (95 %)", "rows seen"))
+    columns = ("", "run", f"{found['metric']} of the test split (95 %)", "rows seen")
+    head = _head(columns, left=columns)
     return (
         f"<h2>Ladder and random trials at equal rows seen</h2><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     )
+
+
+def _head(columns: Sequence[str], left: Sequence[str]) -> str:
+    kinds = [' class="left"' if word in left else "" for word in columns]
+    return "".join(f"<th{kind}>{html_words(word)}</th>" for kind, word in zip(kinds, columns, strict=True))
 
 
 def _request(sweep: Sweep) -> str:
