@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import shutil
 import sys
 from collections.abc import Callable
@@ -49,9 +48,10 @@ async def heartbeats(client: Client, workflow_id: str) -> dict[str, TrialProgres
     description = await client.get_workflow_handle(workflow_id).describe()
     found: dict[str, TrialProgress] = {}
     for pending in description.raw_description.pending_activities:
-        with contextlib.suppress(ValueError, RuntimeError):  # another activity, or none yet
-            for beat in await client.data_converter.decode(list(pending.heartbeat_details.payloads), [TrialProgress]):
-                found[beat.run_id] = beat
+        if pending.activity_type.name != "fine_tune_bert" or not pending.heartbeat_details.payloads:
+            continue
+        for beat in await client.data_converter.decode(list(pending.heartbeat_details.payloads), [TrialProgress]):
+            found[beat.run_id] = beat
     return found
 
 

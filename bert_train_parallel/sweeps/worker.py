@@ -15,6 +15,7 @@ from datetime import timedelta
 from temporalio.client import Client
 from temporalio.worker import Worker
 
+from bert_train_parallel.launching.environment import cores
 from bert_train_parallel.sweeps.activities import Activities
 from bert_train_parallel.sweeps.folder import SharedFolder
 from bert_train_parallel.sweeps.messages import EVAL_QUEUE, TRAINING_QUEUE, node_queue
@@ -60,6 +61,8 @@ async def work(client: Client, folder: SharedFolder, roles: Sequence[str], trial
     """Serve until SIGTERM or SIGINT; trials under way then end and go on elsewhere."""
     host = host or socket.gethostname()
     at_once = trials or max(count_here(), 1)
+    if not count_here():  # trials side by side share the cores, instead of each taking all of them
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(cores() // at_once, 1)))
     activities = Activities(folder, worker_name(host), client)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
