@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import gzip
 import io
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ def survey(path: Path, encoding: str = "auto") -> TextFile:
             return _given(path, wide)
         _refuse_binary(path, beginning)
         broken, letters, first, codes = _utf8_errors(path)
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise BadSource(f"{path} is damaged: {error}.") from None
     except OSError as error:
         raise BadSource(f"{path} cannot be read: {error.strerror or error}.") from None

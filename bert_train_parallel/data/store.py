@@ -324,7 +324,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=60, check_same_thread=False)
     try:
         found = connection.execute("SELECT value FROM about WHERE name = 'format'").fetchone()
-    except sqlite3.Error as error:
+    except (sqlite3.Error, ValueError) as error:
         connection.close()
         raise DamagedStore(_damaged(path, error)) from None
     if found != (str(FORMAT),):
@@ -357,7 +357,7 @@ def _foreign(path: Path) -> str:
     try:
         with contextlib.closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as connection:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_master")}
-    except sqlite3.Error as error:
+    except (sqlite3.Error, ValueError) as error:
         return f"{path} is not a store: {error}."
     if {"Samples", "TrainQueue"} <= tables:
         return (
@@ -374,4 +374,5 @@ def _roll_back(path: Path) -> None:
 
 
 def _damaged(path: Path, error: Exception) -> str:
-    return f"{path} is damaged ({error}). Remove it, and build it again from its source."
+    reason = " ".join(str(error).split())
+    return f"{path} is damaged ({reason}). Remove it, and build it again from its source."
