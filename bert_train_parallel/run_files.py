@@ -23,6 +23,7 @@ _PARTS = (
     "_checkpoints",
     "_progress.jsonl",
     "_logs",
+    "_trace.json",
     "_report",
     "_provenance",
     "_RESULT.json",
@@ -72,6 +73,11 @@ class RunFiles:
     @property
     def logs(self) -> Path:
         return self.folder / f"{self.stem}_logs"
+
+    @property
+    def trace(self) -> Path:
+        """Of `--profile`, for chrome://tracing or Perfetto."""
+        return self.folder / f"{self.stem}_trace.json"
 
     @property
     def report(self) -> Path:

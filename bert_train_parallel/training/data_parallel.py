@@ -24,13 +24,13 @@ from bert_train_parallel.models.inference import inputs_of, to_device
 from bert_train_parallel.models.packed import PackedModel
 from bert_train_parallel.training import checkpoints, evaluation, memory, pace
 from bert_train_parallel.training.optimizer import Updater
+from bert_train_parallel.training.precision import autocast
 from bert_train_parallel.training.shares import Shares, micro_batches
 from bert_train_parallel.training.signals import StopRequests
 from bert_train_parallel.training.stopwatch import Stopwatch
 from bert_train_parallel.training.strategy import StepResult, Sums
 from bert_train_parallel.training.world import World
 
-TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 _MEASURE_EVERY = 10  # steps between looks at how fast the ranks are
 _ADVISE_AFTER = 20  # steps after which the world is compared with fewer ranks
 # buffers of a BERT are constants; the name of the setting changed in torch 2.13
@@ -53,7 +53,6 @@ class DataParallel:
         _refuse_batch_norm(self.model)
         self._names: dict[Tensor, str] = {parameter: name.removeprefix("network.") for name, parameter in self.model.named_parameters()}
         self._updater = Updater(list(self.model.parameters()), config, world.device)
-        self._dtype = TORCH_DTYPES[config.dtype]
         self._watch, self._pace = Stopwatch(world.device), pace.Pace(world)
         self._network = self._averaging() if world.size > 1 else self.model
         self._max_tokens: int | None = None  # of a micro-batch, where memory asks for it
@@ -99,9 +98,8 @@ class DataParallel:
     def outputs(self, rows: Rows) -> FloatArray | None:
         self.model.eval()
         try:
-            return evaluation.outputs(
-                self.model, rows, self._world, self._autocast, self.shares.known_speeds, self._requests.raise_if_asked
-            )
+            speeds, stop = self.shares.known_speeds, self._requests.raise_if_asked
+            return evaluation.outputs(self.model, rows, self._world, self._config.dtype, speeds, stop)
         finally:
             self.model.train()
 
@@ -181,7 +179,7 @@ class DataParallel:
         """Add the gradients of these rows, and their figures to those that are shown."""
         batch = make_batch(self._rows, numbers, total_weight)
         weights, targets = to_device(batch.weights, self._world.device), to_device(batch.targets, self._world.device)
-        with self._autocast():
+        with autocast(self._world.device, self._config.dtype):
             outputs = self._network(*inputs_of(batch, self._world.device))  # (b, k)
             losses = row_losses(outputs, targets, self._task_type)  # (b,)
             loss = rank_loss(losses, weights, batch.total_weight, self._world.size)
@@ -230,10 +228,6 @@ class DataParallel:
 
     def _without_averaging(self) -> AbstractContextManager[Any]:
         return self._network.no_sync() if isinstance(self._network, DistributedDataParallel) else nullcontext()
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        half = self._dtype in (torch.bfloat16, torch.float16)
-        return torch.autocast(self._world.device.type, self._dtype) if half else nullcontext()
 
     def _micro_batches(self, numbers: IntArray) -> list[IntArray]:
         return [numbers[part] for part in micro_batches(self._lengths(numbers), self._config.micro_batch_size, self._max_tokens)]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +11,7 @@ from torch import Tensor
 from bert_train_parallel.data.batches import FloatArray, Rows, batches_by_length
 from bert_train_parallel.models.inference import batch_tokens, outputs_of
 from bert_train_parallel.models.packed import PackedModel
+from bert_train_parallel.training.precision import autocast
 from bert_train_parallel.training.world import World
 
 
@@ -20,7 +19,7 @@ def outputs(
     model: PackedModel,
     rows: Rows,
     world: World,
-    autocast: Callable[[], AbstractContextManager[Any]],
+    dtype: str,
     speeds: Sequence[float],
     before_each: Callable[[], None],
 ) -> FloatArray | None:
@@ -35,7 +34,7 @@ def outputs(
     ranks = deal([int(lengths[batch].sum()) for batch in batches], speeds)
     mine = [batch for batch, rank in zip(batches, ranks, strict=True) if rank == world.rank.rank]
     found: list[Tensor] = []
-    with torch.inference_mode(), autocast():
+    with torch.inference_mode(), autocast(world.device, dtype):
         for numbers in mine:
             before_each()
             found += outputs_of(model, rows, numbers, world.device)

@@ -23,15 +23,17 @@ from bert_train_parallel.tasks import Predictions, task_of
 from bert_train_parallel.training import memory, outcome, runs
 from bert_train_parallel.training.checkpoints import Checkpoint
 from bert_train_parallel.training.course import Course
-from bert_train_parallel.training.data_parallel import TORCH_DTYPES, DataParallel
+from bert_train_parallel.training.data_parallel import DataParallel
 from bert_train_parallel.training.keeper import Keeper, Start, find_start, take_name
 from bert_train_parallel.training.loop import Progress, fit
+from bert_train_parallel.training.precision import choose_dtype, parameters_dtype
+from bert_train_parallel.training.profiling import Profiled
 from bert_train_parallel.training.reporter import Reporter, duration, json_figures
 from bert_train_parallel.training.samples import evaluation_rows, training_rows
 from bert_train_parallel.training.signals import StopRequests
 from bert_train_parallel.training.strategy import Strategy
 from bert_train_parallel.training.watcher import RunWatcher
-from bert_train_parallel.training.world import World, choose_device, choose_dtype, join_world, set_threads
+from bert_train_parallel.training.world import World, choose_device, join_world, set_threads
 
 
 @dataclass(slots=True)
@@ -98,7 +100,7 @@ def set_up(world: World, store: Store, config: TrainConfig, start: Start, report
     asked, model_key = config.asked(store.fingerprint), config.model_key(store.fingerprint)
     dtype = kept["resolved"]["dtype"] if kept else choose_dtype(config.dtype, world)
     blueprint = Blueprint(**kept["blueprint"]) if kept else None
-    model, tokenizer = load_model(world, store, config, TORCH_DTYPES["float64" if dtype == "float64" else "float32"], blueprint)
+    model, tokenizer = load_model(world, store, config, parameters_dtype(dtype), blueprint)
     matmul: Library = kept["resolved"]["matmul"] if kept and config.matmul == "auto" else choose_library(world, model, config, dtype)
     use_matmul(model, matmul)
     resolved = {"dtype": dtype, "matmul": matmul, "device": world.device.type, "backend": world.backend}
@@ -214,8 +216,11 @@ def train(run: Run, files: RunFiles, keeper: Keeper) -> None:
     def save() -> None:
         watcher.saved(run.progress, keeper.save(run.strategy, run.progress, run.seconds))
 
+    strategy = run.strategy
+    if run.config.profile:
+        strategy = Profiled(strategy, run.model, run.config.dtype, files.trace, run.reporter.say)
     with run.requests:
-        fit(run.strategy, run.course, run.progress, validate, save, watcher)
+        fit(strategy, run.course, run.progress, validate, save, watcher)
 
 
 def evaluate(run: Run, rows: Rows) -> tuple[Predictions | None, dict[str, Any]]:

@@ -167,22 +167,6 @@ def choose_device(asked: str, rank: Rank) -> torch.device:
     return torch.device(kind)
 
 
-def choose_dtype(asked: str, world: World) -> str:
-    """The precision of a run: as asked; auto is bfloat16 where every rank has a GPU that computes it, else float32.
-
-    Raises:
-        BadSetting: float16 or float64 where the device has no such arithmetic.
-    """
-    if asked == "auto":
-        has_it = world.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return "bfloat16" if all(world.gather(has_it)) else "float32"
-    if asked == "float16" and not all(world.gather(world.device.type == "cuda")):
-        raise BadSetting("--dtype float16 needs a CUDA GPU in every rank. Type --dtype bfloat16, or float32.")
-    if asked == "float64" and any(world.gather(world.device.type == "mps")):
-        raise BadSetting("--dtype float64: a Metal GPU has no such arithmetic. Type --device cpu.")
-    return asked
-
-
 def set_threads(asked: int | None, rank: Rank) -> int:
     """CPU threads of this rank: as asked, else as OMP_NUM_THREADS says, else its part of the cores."""
     if asked is None and "OMP_NUM_THREADS" not in os.environ:

@@ -1,0 +1,38 @@
+"""The precision of a run's arithmetic: chosen once for the whole world, applied by autocast."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+
+from bert_train_parallel.errors import BadSetting
+from bert_train_parallel.training.world import World
+
+
+def choose_dtype(asked: str, world: World) -> str:
+    """The precision of a run: as asked; auto is bfloat16 where every rank has a GPU that computes it, else float32.
+
+    Raises:
+        BadSetting: float16 or float64 where the device has no such arithmetic.
+    """
+    if asked == "auto":
+        has_it = world.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bfloat16" if all(world.gather(has_it)) else "float32"
+    if asked == "float16" and not all(world.gather(world.device.type == "cuda")):
+        raise BadSetting("--dtype float16 needs a CUDA GPU in every rank. Type --dtype bfloat16, or float32.")
+    if asked == "float64" and any(world.gather(world.device.type == "mps")):
+        raise BadSetting("--dtype float64: a Metal GPU has no such arithmetic. Type --device cpu.")
+    return asked
+
+
+def parameters_dtype(dtype: str) -> torch.dtype:
+    """Of the parameters and the optimizer: half precision is for products alone."""
+    return torch.float64 if dtype == "float64" else torch.float32
+
+
+def autocast(device: torch.device, dtype: str) -> AbstractContextManager[Any]:
+    """The context in which a model computes in this precision."""
+    half = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+    return torch.autocast(device.type, half[dtype]) if dtype in half else nullcontext()

@@ -1,0 +1,157 @@
+"""Where the time of a step goes, and how near its matrix products come to what the machine can do."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+
+from bert_train_parallel.data.batches import IntArray
+from bert_train_parallel.run_files import written_aside
+from bert_train_parallel.training.precision import autocast
+from bert_train_parallel.training.strategy import StepResult, Strategy
+
+_WARM, _TIMED, _TRACED = 3, 10, 5  # steps: not looked at, timed, traced (which makes them slower)
+_KINDS = {
+    "matrix products": r"addmm|aten::b?mm$|linear_pointwise|gemm|cutlass|nvjet",
+    "attention": r"scaled_dot_product|flash|efficient_attention|fmha|varlen",
+    "optimizer and clipping": r"adam|Optimizer|_foreach|clip|linalg_vector_norm",
+    "averaging": r"gloo|nccl|c10d|allreduce",
+    "normalisation": r"layer_?norm",
+    "activation": r"gelu|tanh|softmax",
+    "dropout": r"dropout|bernoulli|_Dropped",
+    "moving and gathering": r"copy_|index|embedding|gather|aten::cat|Memcpy|contiguous|clone",
+}
+
+
+class Profiled:
+    """A strategy whose early steps are timed, then traced; all else it hands on."""
+
+    def __init__(self, strategy: Strategy, model: nn.Module, dtype: str, trace: Path, say: Callable[[str], None]) -> None:
+        self._strategy, self._model, self._dtype, self._trace, self._say = strategy, model, dtype, trace, say
+        self._device = next(model.parameters()).device
+        self._done = 0
+        self._began = self._seconds = 0.0
+        self._products = ProductCounter(model)
+        self._profiler: profile | None = None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._strategy, name)
+
+    def step(self, numbers: IntArray, step: int, learning_rate: float) -> StepResult:
+        if self._done == _WARM:
+            self._wait()
+            self._products.start()
+            self._began = time.perf_counter()
+        if self._done == _WARM + _TIMED:
+            self._wait()
+            self._seconds = (time.perf_counter() - self._began) / _TIMED
+            self._products.stop()
+            gpu = [ProfilerActivity.CUDA] if self._device.type == "cuda" else []
+            self._profiler = profile(activities=[ProfilerActivity.CPU, *gpu])
+            self._profiler.start()
+        result = self._strategy.step(numbers, step, learning_rate)
+        self._done += 1
+        if self._done == _WARM + _TIMED + _TRACED and self._profiler is not None:
+            self._wait()
+            self._profiler.stop()
+            self._tell(self._profiler)
+            self._profiler = None
+        return result
+
+    def _tell(self, profiler: profile) -> None:
+        with written_aside(self._trace) as aside:
+            profiler.export_chrome_trace(str(aside))
+        on_gpu = self._device.type == "cuda"
+        times = {
+            event.key: (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6 / _TRACED
+            for event in profiler.key_averages()
+        }
+        self._say(f"profile: a step takes {1e3 * self._seconds:.1f} ms; while it is traced, of its computing time:")
+        for kind, seconds in by_kind(times.items()).items():
+            self._say(f"  {kind:<24} {1e3 * seconds:8.1f} ms  {100 * seconds / sum(times.values()):5.1f} %")
+        rows = self._products.most_rows
+        speed, best = self._products.operations / _TIMED / self._seconds, measured_peak(self._model, rows, self._dtype)
+        self._say(f"  linear layers: {speed / 1e9:.0f} GFLOP/s over the whole step, which is {100 * speed / best:.0f} % of the")
+        self._say(f"  {best / 1e9:.0f} GFLOP/s that their products alone reach here with {rows} tokens. Trace: {self._trace}")
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+
+
+class ProductCounter:
+    """Floating point operations of the linear layers, forward and backward, by the rows that enter them."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.operations = 0.0
+        self.most_rows = 0
+        self._model = model
+        self._handles: list[Any] = []
+
+    def start(self) -> None:
+        layers = [module for module in self._model.modules() if isinstance(module, nn.Linear)]
+        self._handles = [layer.register_forward_pre_hook(self._count) for layer in layers]
+
+    def stop(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _count(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        assert isinstance(layer, nn.Linear)
+        rows = inputs[0].numel() // layer.in_features
+        self.operations += 6.0 * rows * layer.in_features * layer.out_features  # 2 forward, 2 for the input, 2 for the weight
+        self.most_rows = max(self.most_rows, rows)
+
+
+def measured_peak(model: nn.Module, rows: int, dtype: str, rounds: int = 10) -> float:
+    """The most operations a second that any linear layer of the model reaches alone, forward and backward, with this many rows."""
+    shapes = {(layer.in_features, layer.out_features): layer for layer in model.modules() if isinstance(layer, nn.Linear)}
+    best = 0.0
+    for (inputs, outputs), layer in shapes.items():
+        if outputs < 64:  # the classifier
+            continue
+        given = torch.randn(rows, inputs, device=layer.weight.device, dtype=layer.weight.dtype, requires_grad=True)
+        for _ in range(rounds):
+            seconds = _seconds_of(partial(_forward_and_backward, layer, given, dtype), given.device)
+            best = max(best, 6.0 * rows * inputs * outputs / seconds)
+    return best
+
+
+def by_kind(times: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Times of operators summed by what they are for, the greatest first.
+
+    >>> by_kind([("aten::addmm", 2.0), ("aten::gelu", 1.0), ("aten::mm", 2.0), ("autograd::engine", 0.5)])
+    {'matrix products': 4.0, 'activation': 1.0, 'all else': 0.5}
+    """
+    sums: dict[str, float] = {}
+    for name, seconds in times:
+        kind = next((kind for kind, pattern in _KINDS.items() if re.search(pattern, name, re.IGNORECASE)), "all else")
+        sums[kind] = sums.get(kind, 0.0) + seconds
+    return dict(sorted(sums.items(), key=lambda item: -item[1]))
+
+
+def _forward_and_backward(layer: nn.Linear, given: torch.Tensor, dtype: str) -> None:
+    with autocast(given.device, dtype):
+        made = layer(given)
+    torch.autograd.grad(made, (given, layer.weight), torch.ones_like(made))
+
+
+def _seconds_of(work: Callable[[], None], device: torch.device) -> float:
+    if device.type != "cuda":
+        began = time.perf_counter()
+        work()
+        return time.perf_counter() - began
+    first, last = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    first.record()
+    work()
+    last.record()
+    torch.cuda.synchronize(device)
+    return first.elapsed_time(last) / 1e3
