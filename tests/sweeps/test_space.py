@@ -1,0 +1,99 @@
+"""The search space: what is accepted, what is refused and how that is said."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from bert_train_parallel.sweeps.draw import draw_random, grid, value_at
+from bert_train_parallel.sweeps.space import Choice, FloatRange, IntRange, SweepSpace
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        ({"learning_rate": [1e-3, 1e-5]}, "low 0.001 is above high 1e-05"),
+        ({"batch_size": {"low": 32, "high": 16}}, "low 32 is above high 16"),
+        ({"warmup": {"low": 0.0, "high": 0.5, "log": True}}, "begins above 0"),
+        ({"batch_size": [16, 16]}, "16 is there twice"),
+        ({"batch_size": []}, "at least 1 item"),
+        ({"batchsize": [16]}, "Did you mean batch_size"),
+        ({"metric": ["loss", "accuracy"]}, "metric cannot be searched"),
+        ({"batch_size": [0, 16]}, "batch_size: 0: should be greater than or equal to 1"),
+        ({"schedule": ["linear", "quadratic"]}, "quadratic"),
+        ({"learning_rate": 1e-4}, "a fixed value belongs to base"),
+        ({"warmup": {"low": 0, "high": 0.1, "when": {"schedule": "linear"}}}, "warmup depends on schedule, which is not"),
+        ({"warmup": {"low": 0, "high": 0.1, "when": {"schedule": "cosine"}}, "schedule": ["linear"]}, "which schedule never is"),
+        ({"epochs": [1, 2], "num_epochs": [3]}, "under two names"),
+        ({}, "nothing to search"),
+    ],
+)
+def test_a_space_that_cannot_be_searched_is_refused_in_words(space: dict[str, object], words: str) -> None:
+    with pytest.raises(ValidationError) as error:
+        SweepSpace.model_validate(space)
+    assert words in str(error.value)
+
+
+def test_parameters_that_depend_on_each_other_in_a_circle_are_refused() -> None:
+    space = {
+        "schedule": {"values": ["linear", "constant"], "when": {"row_weights": "rows"}},
+        "row_weights": {"values": ["rows", "samples"], "when": {"schedule": "linear"}},
+    }
+    with pytest.raises(ValidationError, match="in a circle"):
+        SweepSpace.model_validate(space)
+
+
+def test_the_demos_space_is_understood() -> None:
+    space = SweepSpace.model_validate(
+        {"learning_rate": [1e-5, 5e-5], "batch_size": [2, 4], "max_seq_length": [64, 128], "num_epochs": [1, 2]}
+    )
+    assert dict(space)["learning_rate"] == FloatRange(low=1e-5, high=5e-5, log=True)
+    assert dict(space)["sequence_len"] == Choice(values=(64, 128))
+    assert dict(space)["epochs"] == Choice(values=(1, 2))
+
+
+def test_a_parameter_counts_only_under_the_values_that_it_depends_on() -> None:
+    space = SweepSpace(schedule=["linear", "constant"], warmup={"low": 0.0, "high": 0.2, "when": {"schedule": "linear"}})
+    drawn = [draw_random(space, 7, number) for number in range(40)]
+    assert {values["schedule"] for values in drawn} == {"linear", "constant"}
+    assert all(("warmup" in values) == (values["schedule"] == "linear") for values in drawn)
+
+
+def test_a_draw_is_the_same_in_every_process_and_independent_of_other_parameters() -> None:
+    space = {"learning_rate": [1e-5, 1e-3], "batch_size": [16, 32]}
+    code = (
+        "from bert_train_parallel.sweeps.draw import draw_random; from bert_train_parallel.sweeps.space import SweepSpace;"
+        f"print(draw_random(SweepSpace.model_validate({space!r}), 42, 3))"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    here = draw_random(SweepSpace.model_validate(space), 42, 3)
+    assert said == str(here)
+    larger = draw_random(SweepSpace.model_validate(space | {"warmup": {"low": 0.0, "high": 0.2}}), 42, 3)
+    assert {name: larger[name] for name in here} == here
+
+
+@given(low=st.floats(1e-9, 1e3), factor=st.floats(1.0, 1e6), log=st.booleans(), share=st.floats(0, 1, exclude_max=True))
+def test_a_float_is_within_its_range(low: float, factor: float, log: bool, share: float) -> None:
+    found = value_at(FloatRange(low=low, high=low * factor, log=log), share)
+    assert low <= float(found) <= low * factor
+
+
+@given(
+    low=st.integers(1, 1000), span=st.integers(0, 5000), step=st.integers(1, 7), log=st.booleans(), share=st.floats(0, 1, exclude_max=True)
+)
+def test_a_whole_number_is_within_its_range_and_on_a_step(low: int, span: int, step: int, log: bool, share: float) -> None:
+    parameter = IntRange(low=low, high=low + span, log=log, step=1 if log else step)
+    found = value_at(parameter, share)
+    assert isinstance(found, int)
+    assert low <= found <= low + span
+    assert (found - low) % parameter.step == 0
+
+
+def test_a_grid_without_a_number_of_floats_says_which() -> None:
+    with pytest.raises(ValueError, match="learning_rate: a grid needs to know how many"):
+        list(grid(SweepSpace(learning_rate=[1e-5, 1e-3])))

@@ -1,0 +1,259 @@
+"""Trials as process trees: real launches of a trainer that only pretends to train."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from temporalio.testing import ActivityEnvironment
+
+from bert_train_parallel.sweeps import lease, trials
+from bert_train_parallel.sweeps import messages as m
+from bert_train_parallel.sweeps.activities import Activities
+from bert_train_parallel.sweeps.folder import SharedFolder
+from bert_train_parallel.sweeps.snapshots import take_snapshot
+from bert_train_parallel.sweeps.trials import Fenced, TrialProgress, Trials, TryAgain
+
+PRETEND = (sys.executable, str(Path(__file__).with_name("pretend_trainer.py")))
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SharedFolder:
+    monkeypatch.setattr(trials, "TRAINER", PRETEND)
+    monkeypatch.setattr("bert_train_parallel.sweeps.launches.TICK_S", 0.1)
+    (tmp_path / "leanings.csv").write_text("text,label\nfine,good\n")
+    return SharedFolder(tmp_path)
+
+
+@pytest.fixture
+def ask(folder: SharedFolder) -> Callable[..., m.BertFineTuneRequest]:
+    snapshot = take_snapshot(m.DatasetSnapshotRequest(run_id="mine", dataset_name=str(folder.root / "leanings.csv")), folder)
+
+    def asked(run_id: str = "mine", learning_rate: float = 0.1, **changes: object) -> m.BertFineTuneRequest:
+        config = m.BertFineTuneConfig(learning_rate=learning_rate, dataset_name="leanings.csv", use_gpu=False)
+        launch = m.LaunchSettings(grace_s=1)
+        given = {"run_id": run_id, "config": config, "dataset_snapshot": snapshot, "metric": "accuracy", "launch": launch}
+        return m.BertFineTuneRequest.model_validate(given | changes)
+
+    return asked
+
+
+def run(folder: SharedFolder, request: m.BertFineTuneRequest, beats: list[TrialProgress] | None = None) -> m.BertFineTuneResult:
+    return asyncio.run(Trials(folder, "tester").run(request, (beats if beats is not None else []).append))
+
+
+def test_a_trial_becomes_a_launch_and_its_result_holds_no_test_figure(
+    folder: SharedFolder, ask: Callable[..., m.BertFineTuneRequest]
+) -> None:
+    beats: list[TrialProgress] = []
+    result = run(folder, ask(), beats)
+    assert (result.state, result.score, result.steps, result.attempts) == ("finished", 0.6, 4, 1)
+    assert result.gpu_seconds > 0
+    assert beats[-1].checkpoint is not None
+    assert (folder.run("mine") / "leanings.sqlite").resolve() == next(folder.root.glob("data_stores/*/leanings.sqlite")).resolve()
+
+
+def test_a_trial_that_has_a_result_is_never_trained_again(folder: SharedFolder, ask: Callable[..., m.BertFineTuneRequest]) -> None:
+    first = run(folder, ask())
+    again = run(folder, ask())
+    assert again == first
+    assert len(lease.attempts(folder.run("mine"))) == 1
+
+
+def test_two_trials_that_ask_for_the_same_are_trained_once(folder: SharedFolder, ask: Callable[..., m.BertFineTuneRequest]) -> None:
+    first, same, other = run(folder, ask("one")), run(folder, ask("two")), run(folder, ask("three", learning_rate=0.2))
+    assert same.same_as == "one"
+    assert same.score == first.score
+    assert same.gpu_seconds == 0
+    assert other.same_as is None
+    assert not (folder.run("two") / "attempts").exists()
+
+
+@pytest.mark.parametrize(("end", "state"), [("nan", "nan"), ("oom", "oom"), ("usage", "failed")])
+def test_what_another_attempt_would_not_mend_is_a_result_at_once(
+    folder: SharedFolder, ask: Callable[..., m.BertFineTuneRequest], monkeypatch: pytest.MonkeyPatch, end: str, state: str
+) -> None:
+    monkeypatch.setenv("PRETEND_END", end)
+    result = run(folder, ask())
+    assert (result.state, result.error, result.score) == (state, f"ended by {end}", None)
+    assert run(folder, ask()).state == state
+    assert len(lease.attempts(folder.run("mine"))) == 2  # the second one only read what the first had found
+
+
+def test_a_trial_of_its_own_fails_three_times_at_most(
+    folder: SharedFolder, ask: Callable[..., m.BertFineTuneRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRETEND_END", "crash")
+    for _ in range(2):
+        with pytest.raises(TryAgain):
+            run(folder, ask())
+    result = run(folder, ask())
+    assert result.state == "failed"
+    assert result.error.startswith("failed 3 times")
+
+
+def test_a_trial_that_is_killed_goes_on_and_gives_up_when_it_never_gets_further(
+    folder: SharedFolder, ask: Callable[..., m.BertFineTuneRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRETEND_END", "kill")
+    monkeypatch.setattr("bert_train_parallel.sweeps.outcomes.MOST_KILLS", 2)
+    for _ in range(2):
+        with pytest.raises(TryAgain):
+            run(folder, ask())
+    assert run(folder, ask()).error.startswith("killed 2 times without getting further")
+    assert [attempt.first_step for attempt in lease.attempts(folder.run("mine"))] == [0, 4, 4]
+
+
+def test_a_cancel_asks_waits_and_leaves_no_process(
+    folder: SharedFolder, ask: Callable[..., m.BertFineTuneRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRETEND_STEPS", "1000")
+    monkeypatch.setenv("PRETEND_STEP_S", "0.05")
+    monkeypatch.setenv("PRETEND_DEAF", "1")
+    seconds = 0.0
+    beats: list[TrialProgress] = []
+
+    async def go() -> None:
+        nonlocal seconds
+        task = asyncio.create_task(Trials(folder, "tester").run(ask(), beats.append))
+        while not any(beat.step > 2 for beat in beats):
+            await asyncio.sleep(0.02)
+        began, before = time.monotonic(), len(beats)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        seconds = time.monotonic() - began
+        assert len(beats) > before + 2  # heartbeats went on during the grace
+
+    asyncio.run(go())
+    assert seconds < 1 + 3  # the grace of a trainer that is deaf, and what it takes to end it
+    assert not alive()
+    assert lease.attempts(folder.run("mine"))[-1].outcome == "cancelled"
+
+
+def alive() -> list[str]:
+    """What still runs below this process."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if child.status() != psutil.STATUS_ZOMBIE and "pretend_trainer" in " ".join(child.cmdline()):
+                found.append(" ".join(child.cmdline()))
+    return found
+
+
+def test_a_newer_attempt_takes_over_and_the_older_one_ends(
+    folder: SharedFolder, ask: Callable[..., m.BertFineTuneRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRETEND_STEPS", "40")
+    monkeypatch.setenv("PRETEND_STEP_S", "0.05")
+    beats: list[TrialProgress] = []
+
+    async def go() -> tuple[BaseException | m.BertFineTuneResult, ...]:
+        older = asyncio.create_task(Trials(folder, "older").run(ask(), beats.append))
+        while not any(beat.step > 4 for beat in beats):
+            await asyncio.sleep(0.02)
+        newer = asyncio.create_task(Trials(folder, "newer").run(ask(), lambda beat: None))
+        return tuple(await asyncio.gather(older, newer, return_exceptions=True))
+
+    older, newer = asyncio.run(go())
+    assert isinstance(older, Fenced)
+    assert isinstance(newer, m.BertFineTuneResult)
+    assert newer.steps == 40
+    first, second = lease.attempts(folder.run("mine"))
+    assert second.first_step > 0
+    assert second.first_step >= first.saved_step  # nothing was lost, and nothing was trained by both at a time
+
+
+def test_the_lock_of_a_run_is_free_only_when_no_process_of_its_attempt_is_left(tmp_path: Path) -> None:
+    async def go() -> None:
+        held = lease.Lease(tmp_path, "one", 1)
+        await held.take(lambda: None)
+        child = await asyncio.create_subprocess_exec(sys.executable, "-c", "input()", stdin=asyncio.subprocess.PIPE, pass_fds=(held.lock,))
+        held.release()
+        ticks = 0
+
+        def tick() -> None:
+            nonlocal ticks
+            ticks += 1
+            if ticks == 5:
+                child.kill()
+
+        await lease.Lease(tmp_path, "two", 1).take(tick)
+        assert ticks >= 5
+        await child.wait()
+
+    asyncio.run(go())
+
+
+def test_an_older_attempt_that_waits_gives_way_to_a_newer_one(tmp_path: Path) -> None:
+    async def go() -> None:
+        holder = lease.Lease(tmp_path, "holder", 1)
+        await holder.take(lambda: None)
+        waiting = asyncio.create_task(lease.Lease(tmp_path, "older", 1).take(lambda: None))
+        await asyncio.sleep(0.05)
+        newest = asyncio.create_task(lease.Lease(tmp_path, "newer", 1).take(lambda: None))
+        with pytest.raises(Fenced):
+            await waiting
+        with pytest.raises(Fenced):
+            holder.check()
+        holder.release()
+        await newest
+
+    asyncio.run(go())
+
+
+def test_a_promoted_trial_is_told_where_to_go_on(folder: SharedFolder, ask: Callable[..., m.BertFineTuneRequest]) -> None:
+    run(folder, ask("first"))
+    run(folder, ask("second", from_run="first", rung=1))
+    assert f'"from_run": "{folder.run("first") / "leanings_checkpoints"}"' in (folder.run("second") / "settings.json").read_text()
+
+
+def test_an_activity_calls_its_core_once_tells_heartbeats_and_hears_a_cancel(
+    folder: SharedFolder, ask: Callable[..., m.BertFineTuneRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRETEND_STEPS", "1000")
+    monkeypatch.setenv("PRETEND_STEP_S", "0.05")
+    calls, beats = 0, []
+    inner = trials.launches.launch
+
+    async def counted(*args: object, **options: object) -> object:
+        nonlocal calls
+        calls += 1
+        return await inner(*args, **options)  # type: ignore[arg-type]
+
+    async def go() -> m.BertFineTuneResult:
+        environment = ActivityEnvironment()
+        environment.on_heartbeat = lambda *details: beats.append(details)
+        own = Trials(folder, "tester", launch=counted)  # type: ignore[arg-type]
+        running = asyncio.ensure_future(environment.run(Activities(folder, trials=own).fine_tune_bert, ask()))
+        while not any(details and details[0].step > 2 for details in beats):
+            await asyncio.sleep(0.02)
+        from temporalio.activity import ActivityCancellationDetails
+
+        environment.cancel(cancellation_details=ActivityCancellationDetails(cancel_requested=True))
+        return await running
+
+    result = asyncio.run(go())
+    assert result.state == "stopped"
+    assert result.gpu_seconds > 0
+    assert calls == 2  # the store, and the training
+    assert not alive()
+
+
+def test_gpus_are_passed_on_to_the_launcher_with_their_locks(tmp_path: Path) -> None:
+    from bert_train_parallel import gpus
+    from bert_train_parallel.sweeps.reservations import launch_environment
+
+    lock = os.open(tmp_path / "GPU-1", os.O_RDWR | os.O_CREAT)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    found = launch_environment(gpus.Claim(1, ("GPU-1",), [lock]))
+    assert found == {"CUDA_VISIBLE_DEVICES": "GPU-1", gpus.HELD_VARIABLE: f"GPU-1={lock}"}
+    os.close(lock)
