@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bert_train_parallel.errors import BadSetting
 from bert_train_parallel.models.attention import Packing, group_lengths, make_packing
-from bert_train_parallel.models.shortcuts import draw_dropout_fast, read_first_tokens
+from bert_train_parallel.models.shortcuts import read_first_tokens, take_cpu_shortcuts
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class PackedModel(nn.Module):
         self.network = network
         self.packed = packed
         config: Any = network.config
-        draw_dropout_fast(network)
+        take_cpu_shortcuts(network)
         self._pad = config.pad_token_id or 0
         architecture = ARCHITECTURES.get(config.model_type)
         if packed:

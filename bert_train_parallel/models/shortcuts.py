@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from torch.nn import functional as F
 
 from bert_train_parallel.models.attention import Packing, attend
 
+_OWN_REFERENCES = 2  # to reused memory: of its owner, and of the call that counts them; each tensor over it has one more
+_LARGE = 1_000_000  # elements of an embedding
 _BITS = 1 << 16  # a dropout probability is rounded to a multiple of 1 / 65,536
 
 
@@ -69,8 +72,57 @@ class _Dropped(torch.autograd.Function):
         return torch.ops.aten.native_dropout_backward(gradients[0], kept, ctx.scale), None
 
 
-def draw_dropout_fast(network: nn.Module) -> None:
-    """Every dropout module of the network draws as `CpuDropout` does."""
+class LeanEmbedding(nn.Embedding):
+    """A word embedding whose gradient on a CPU, tens of megabytes of zeros but for a few rows, keeps its memory.
+
+    A new block of that size costs a page fault for every 4 KiB, more than a layer of a small model does.
+    """
+
+    _memory: np.ndarray[Any, Any] | None = None
+
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.weight
+        if (
+            weight.device.type != "cpu"
+            or weight.dtype not in (torch.float32, torch.float64)
+            or not (torch.is_grad_enabled() and weight.requires_grad)
+        ):
+            return super().forward(input)
+        return _Embedded.apply(weight, input, self)
+
+    def take_memory(self) -> Tensor:
+        """Zeros in the shape of the weight, in memory that no other tensor uses."""
+        dtype = torch.empty(0, dtype=self.weight.dtype).numpy().dtype
+        if self._memory is None or self._memory.dtype != dtype or sys.getrefcount(self._memory) > _OWN_REFERENCES:
+            self._memory = np.empty(self.weight.shape, dtype)
+        return torch.from_numpy(self._memory).zero_()
+
+
+class _Embedded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, tokens: Tensor, module: LeanEmbedding) -> Tensor:
+        ctx.module = module
+        ctx.save_for_backward(tokens)
+        return F.embedding(tokens, weight)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (tokens,) = ctx.saved_tensors
+        to_weight = ctx.module.take_memory().index_add_(0, tokens.flatten(), gradient.flatten(0, -2))
+        if ctx.module.padding_idx is not None:
+            to_weight[ctx.module.padding_idx].zero_()
+        return to_weight, None, None
+
+
+def take_cpu_shortcuts(network: nn.Module) -> None:
+    """Let dropout and large embeddings compute as `CpuDropout` and `LeanEmbedding` do."""
     for module in network.modules():
         if type(module) is nn.Dropout and not module.inplace:
             module.__class__ = CpuDropout
+        if (
+            type(module) is nn.Embedding
+            and module.weight.numel() > _LARGE
+            and not (module.sparse or module.max_norm or module.scale_grad_by_freq)
+        ):
+            module.__class__ = LeanEmbedding

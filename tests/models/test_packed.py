@@ -149,30 +149,6 @@ def test_dropout_repeats_with_the_seed_and_differs_without_it() -> None:
     assert any(isinstance(module, CpuDropout) for module in model.modules())
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-def test_cpu_dropout_keeps_the_mean_and_drops_the_share_asked_for(share: float) -> None:
-    torch.manual_seed(0)
-    values = torch.ones(1000, 1000, requires_grad=True)
-    dropped = CpuDropout(share)(values)
-    dropped.sum().backward()
-    zeros = float((dropped == 0).double().mean())
-    assert abs(zeros - share) < 5 * (share * (1 - share) / 1e6) ** 0.5 + 1e-5
-    assert abs(float(dropped.detach().double().mean()) - 1) < 0.02
-    assert values.grad is not None
-    assert torch.equal(values.grad, dropped.detach())
-    along, across = (
-        ((dropped[1:] == 0) & (dropped[:-1] == 0)).double().mean(),
-        ((dropped[:, 1:] == 0) & (dropped[:, :-1] == 0)).double().mean(),
-    )
-    assert abs(float(along) - share**2) < 0.003
-    assert abs(float(across) - share**2) < 0.003
-
-
-def test_no_dropout_outside_of_training() -> None:
-    values = torch.randn(5, 5)
-    assert CpuDropout(0.5).eval()(values) is values or torch.equal(CpuDropout(0.5).eval()(values), values)
-
-
 @pytest.mark.parametrize("seed", range(20))
 def test_groups_hold_each_row_once_and_pad_little(seed: int) -> None:
     draw = random.Random(seed)

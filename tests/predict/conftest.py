@@ -1,8 +1,8 @@
-"""A trained tiny model with random weights, and one that was really trained."""
+"""Tiny models with random weights, saved as training saves them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,17 @@ import pytest
 from bert_train_parallel.run_files import RunFiles
 
 LABELS = ["bad", 'good, or "so"']
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny models are slower on several threads, by far on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
