@@ -210,3 +210,27 @@ def loss_becomes_nan() -> None:
         return forward(self, *inputs) * (float("nan") if calls > 20 else 1.0)
 
     PackedModel.forward = breaking  # type: ignore[method-assign]
+
+
+def note_tokens() -> None:
+    """A patch: the process notes how many tokens each training batch has, and how many rows enter the first linear layer for it."""
+    import torch
+
+    from bert_train_parallel.models.packed import PackedModel
+
+    place = Path(os.environ[_ROWS_LOG]) / "tokens.jsonl"
+    forward = PackedModel.forward
+
+    def noting(self: PackedModel, tokens: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+        entered: list[int] = []
+        linears = [module for module in self.modules() if isinstance(module, torch.nn.Linear)]
+        handles = [layer.register_forward_pre_hook(lambda layer, given: entered.append(given[0].shape[:-1].numel())) for layer in linears]
+        outputs = forward(self, tokens, *others)
+        for handle in handles:
+            handle.remove()
+        if self.training:
+            with open(place, "a") as file:
+                file.write(json.dumps([len(tokens), entered]) + "\n")
+        return outputs
+
+    PackedModel.forward = noting  # type: ignore[method-assign]
