@@ -1,0 +1,161 @@
+"""The command's words: examples that are valid, mistakes in one line, and nothing loaded that is not needed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bert_train_parallel.sweeps.cli import main
+from bert_train_parallel.sweeps.messages import BertFineTuneConfig, CoordinatorWorkflowInput, SweepRequest
+from bert_train_parallel.sweeps.requests import read_configurations, read_sweep
+
+BASE = {"fine_tune_config": {"dataset_name": "leanings.csv"}}
+
+
+def write(folder: Path, content: Any) -> Path:
+    path = folder / "mine.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+@pytest.mark.parametrize("hub", [False, True])
+@pytest.mark.parametrize("kind", ["random", "ladder", "coordinate"])
+def test_every_example_is_a_file_that_can_be_run(kind: str, hub: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["example", kind, *(["--hub"] if hub else [])]) == 0
+    path = write(tmp_path, capsys.readouterr().out)
+    found = read_configurations(path) if kind == "coordinate" else read_sweep(path)
+    assert isinstance(found, CoordinatorWorkflowInput if kind == "coordinate" else SweepRequest)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("{", "cannot be read as JSON"),
+        ("[]", "an object is expected"),
+        ({"space": {}}, "base is missing"),
+        ({"base": BASE, "num_trails": 3}, "num_trails is not a setting of a sweep"),
+        ({"base": BASE, "num_trials": 0}, "num_trials: 0: should be greater than or equal to 1"),
+        ({"base": BASE, "experiment_id": "../elsewhere"}, "experiment_id"),
+        ({"base": BASE, "experiment_id": "bert_runs"}, "a folder that all sweeps share"),
+        ({"base": BASE, "space": {"learning_rate": [1e-3, 1e-5]}}, "space"),
+        ({"base": BASE, "sampler": "grid"}, "learning_rate: a grid needs to know how many"),
+        ({"base": BASE, "sampler": "grid", "ladder": {}}, "a ladder begins new trials on later rungs"),
+        ({"base": BASE, "approval": True}, "only a sweep with a ladder has rungs"),
+        ({"base": BASE, "ladder": {}, "space": {"epochs": [1, 2]}}, "epochs is what the rungs of a ladder decide"),
+        ({"base": BASE, "metric": "loss", "direction": "maximize"}, "loss is to be minimized"),
+        ({"base": {"fine_tune_config": {"settings": {"warmup": 2}}}}, "base.fine_tune_config"),
+        ({"base": {"fine_tune_config": {"settings": {"epochs": 2}}}}, "write it as num_epochs"),
+        ({"base": {"fine_tune_config": {"settings": {"output_dir": "/"}}}}, "there is no such setting"),
+        ({"base": BASE, "launch": {"gpu_map": {"alpha": 0}}}, "launch.gpu_map.alpha"),
+        ({"base": BASE, "so_far": {"trials": 1, "concurrency": 1}}, "so_far is not a setting"),
+    ],
+)
+def test_a_mistake_in_a_file_is_one_line_that_names_file_and_field(
+    content: Any, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path, content)
+    assert main(["run", str(path), "--output_dir", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert str(path) in said
+    assert words in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "nowhere.json"], "there is no such file"),
+        (["fly"], "invalid choice"),
+        (["set-budget", "mine", "lots"], "not a number of GPU-hours"),
+        (["stop-trial", "mine", "x"], "not a whole number"),
+        (["pause", "mine"], "No Temporal server answers"),
+        (["worker", "--queue", "training"], "No Temporal server answers"),
+    ],
+)
+def test_a_mistake_in_the_words_is_one_line(
+    arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "No Temporal" in words:
+        arguments = [*arguments, "--address", "127.0.0.1:9"]
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+
+
+def test_data_is_looked_for_beside_the_file(tmp_path: Path) -> None:
+    (tmp_path / "leanings.csv").write_text("text,label\n")
+    request = read_sweep(write(tmp_path, {"base": BASE}))
+    assert request.base.fine_tune_config.dataset_name == str(tmp_path / "leanings.csv")
+    assert request.experiment_id == "mine"
+
+
+def test_the_demos_sweep_file_is_accepted(tmp_path: Path) -> None:
+    tuned = {"model_name": "bert-base-uncased", "dataset_name": "glue", "dataset_config_name": "sst2", "num_epochs": 1, "batch_size": 2}
+    tuned |= {"learning_rate": 2e-5, "max_seq_length": 64, "use_gpu": False, "max_train_samples": 300, "max_eval_samples": 200}
+    tuned |= {"shuffle_before_select": True, "seed": 42}
+    measured = {"dataset_name": "glue", "dataset_config_name": "sst2", "split": "validation", "max_eval_samples": 200}
+    measured |= {"max_seq_length": 64, "batch_size": 8, "use_gpu": False, "seed": 42}
+    content = {
+        "experiment_id": "my-sweep",
+        "num_trials": 3,
+        "max_concurrency": 1,
+        "seed": 42,
+        "base": {"fine_tune_config": tuned, "evaluation_config": measured},
+        "space": {"learning_rate": [1e-5, 5e-5], "batch_size": [2, 4], "max_seq_length": [64, 128], "num_epochs": [1, 2]},
+    }
+    request = read_sweep(write(tmp_path, content))
+    config = request.base.fine_tune_config.with_values({"sequence_len": 64, "epochs": 2}).train_config()
+    assert (config.model, config.sequence_len, config.epochs, config.device) == ("bert-base-uncased", 64, 2, "cpu")
+
+
+def test_a_sweep_that_has_ended_is_told_at_once_and_another_under_its_name_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(tmp_path, {"base": BASE})
+    request = read_sweep(path)
+    place = tmp_path / "out" / "mine"
+    place.mkdir(parents=True)
+    trial = {"number": 3, "run_id": "mine-t0003", "score": 0.9, "values": {"learning_rate": 1e-4}, "steps": 10}
+    result = {"experiment_id": "mine", "best_run_id": "mine-t0003", "best_score": 0.9, "leaderboard": [trial], "trials": 8}
+    (place / "RESULT.json").write_text(json.dumps({"request": request.model_dump(mode="json"), "result": result}))
+    assert main(["run", str(path), "--output_dir", str(tmp_path / "out")]) == 0
+    assert "best: mine-t0003, accuracy 0.9000" in capsys.readouterr().out
+    write(tmp_path, {"base": BASE, "seed": 7})
+    assert main(["run", str(path), "--output_dir", str(tmp_path / "out")]) == 2
+    assert "seed (was 42, is now 7)" in capsys.readouterr().err
+
+
+def test_help_loads_neither_temporal_nor_optuna_nor_torch() -> None:
+    code = (
+        "import sys\nfrom bert_train_parallel.sweeps.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print(*{'temporalio', 'optuna', 'torch', 'numpy'} & sys.modules.keys(), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "set-concurrency" in done.stdout
+    assert done.stderr.strip() == ""
+
+
+def test_a_missing_package_is_named_with_its_install_line(tmp_path: Path) -> None:
+    code = (
+        "import sys\nsys.modules['temporalio'] = None\nfrom bert_train_parallel.sweeps.cli import main\n"
+        f"sys.exit(main(['run', {str(write(tmp_path, {'base': BASE}))!r}]))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "pip install 'bert-train-parallel[sweep]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_settings_of_a_trial_reach_the_trainer_under_its_own_names() -> None:
+    config = BertFineTuneConfig(settings={"weight_decay": 0.1}).with_values({"learning_rate": 1e-3, "warmup": 0.2, "sequence_len": 64})
+    found = config.train_config()
+    assert (found.learning_rate, found.warmup, found.sequence_len, found.weight_decay, found.shares) == (1e-3, 0.2, 64, 0.1, "equal")
