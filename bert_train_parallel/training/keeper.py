@@ -101,7 +101,7 @@ def take_name(world: World, named: RunFiles, start: Start, key: str) -> tuple[Ru
     def take() -> tuple[str, str]:
         if start.is_new:
             return runs.claim(named, content).stem, content["token"]
-        runs.write_claim(start.files, content)
+        runs.write_claim(RunFiles(named.folder, start.files.stem), content)  # the checkpoint may be on another node, in a folder of its own
         return start.files.stem, content["token"]
 
     stem, token = world.on_first(take)

@@ -19,14 +19,14 @@ from bert_train_parallel.run_files import RunFiles, write_json
 from bert_train_parallel.training.loop import Progress
 
 
-def write_stats(files: RunFiles, progress: Progress, test: Mapping[str, Any] | None = None) -> None:
-    """The figures of each epoch and of the test, under the names that the 2020 tool gave them."""
+def write_stats(files: RunFiles, progress: Progress, ranks: Mapping[str, Any], test: Mapping[str, Any] | None = None) -> None:
+    """The figures of each epoch and of the test, under the names that the 2020 tool gave them; and who did how much of the work."""
     tested: dict[str, Any] = {}
     if test is not None:
         tested = {"Testing Loss": test.get("loss")}
         tested |= {"Testing Accuracy": test["accuracy"]} if "accuracy" in test else {}
         tested |= {"Test": dict(test)}
-    write_json(files.stats, {"Training": progress.epochs, "Testing": tested})
+    write_json(files.stats, {"Training": progress.epochs, "Testing": tested, "Ranks": dict(ranks)})
 
 
 def add_to_store(store: Store, result: Mapping[str, Any]) -> str:

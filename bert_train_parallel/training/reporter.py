@@ -61,11 +61,12 @@ class Reporter:
     def start_clock(self, step: int) -> None:
         self._looks.append((time.monotonic(), step, 0.0, 0.0))
 
-    def progress(self, step: int, epoch: str, loss: float, tokens: float, rows: float, memory: str) -> dict[str, float]:
+    def progress(self, step: int, epoch: str, loss: float, tokens: float, rows: float, usage: str) -> dict[str, float]:
         """Show one progress line, and give the speeds in it.
 
         Args:
             loss, tokens, rows: mean and sums since the last line.
+            usage: of memory and ranks, in words.
         """
         _, _, tokens_before, rows_before = self._looks[-1]
         self._looks.append((time.monotonic(), step, tokens_before + tokens, rows_before + rows))
@@ -75,7 +76,7 @@ class Reporter:
         left = (self.steps - step) * seconds / max(1, step - first)
         self._draw(
             f"epoch {epoch}  step {step}/{self.steps}  loss {loss:.3f}  {grouped(speeds['tokens_per_s'])} tokens/s  "
-            f"{grouped(speeds['rows_per_s'])} rows/s  {memory}  {duration(left)} left"
+            f"{grouped(speeds['rows_per_s'])} rows/s  {usage}  {duration(left)} left"
         )
         return speeds | {"seconds_left": left}
 

@@ -12,7 +12,7 @@ import torch
 from bert_train_parallel.config import TrainConfig
 from bert_train_parallel.data.batches import Rows
 from bert_train_parallel.data.store import Store
-from bert_train_parallel.errors import BadCheckpoint, BadSetting, BertTrainParallelError
+from bert_train_parallel.errors import BadCheckpoint, BadSetting, BertTrainParallelError, StoppedBySignal
 from bert_train_parallel.models.export import save_model, tokenizer_files
 from bert_train_parallel.models.loading import Blueprint, blueprint_of, build_from, build_model
 from bert_train_parallel.models.matmul import Library, choose_matmul, use_matmul
@@ -219,8 +219,12 @@ def train(run: Run, files: RunFiles, keeper: Keeper) -> None:
     strategy = run.strategy
     if run.config.profile:
         strategy = Profiled(strategy, run.model, run.config.dtype, files.trace, run.reporter.say)
-    with run.requests:
-        fit(strategy, run.course, run.progress, validate, save, watcher)
+    try:
+        with run.requests:
+            fit(strategy, run.course, run.progress, validate, save, watcher)
+    except StoppedBySignal as stopped:
+        stopped.exit_code = run.requests.exit_code
+        raise
 
 
 def evaluate(run: Run, rows: Rows) -> tuple[Predictions | None, dict[str, Any]]:
@@ -277,7 +281,7 @@ def write_all(run: Run, files: RunFiles, predictions: Predictions | None, tested
     store, config, progress = run.store, run.config, run.progress
     assert predictions is not None
     task_of(store.task_type).write(predictions, store.label_names, store, files.predictions)
-    outcome.write_stats(files, progress, tested)
+    outcome.write_stats(files, progress, run.strategy.description(), tested)
     if config.export:
         save_model(run.model, files, run.tokenizer, store.label_names, config.model_dump(mode="json") | {"task_type": store.task_type})
     best = progress.best or {"epoch": 0, "figures": {}}
@@ -296,9 +300,10 @@ def write_all(run: Run, files: RunFiles, predictions: Predictions | None, tested
         "world": world_facts(run),
         "seconds": round(run.seconds, 3),
         "versions": outcome.versions(),
+        "files": outcome.file_names(files, store),
     }
     run.reporter.say(outcome.add_to_store(store, result))
-    write_json(files.result, result | {"files": outcome.file_names(files, store)})
+    write_json(files.result, result)
     return result
 
 

@@ -34,7 +34,7 @@ class RunWatcher:
     def looked(self, progress: Progress, since: Sums) -> None:
         epoch = len(progress.epochs) + 1
         speeds = self._reporter.progress(
-            progress.step, f"{epoch}/{self._course.epochs}", since.mean_loss, since.tokens, since.rows, _memory(self._world.device)
+            progress.step, f"{epoch}/{self._course.epochs}", since.mean_loss, since.tokens, since.rows, self._usage()
         )
         rate = self._course.learning_rate(progress.step - 1)
         self._reporter.event("step", step=progress.step, epoch=epoch, figures={"loss": since.mean_loss, "learning_rate": rate, **speeds})
@@ -51,8 +51,14 @@ class RunWatcher:
         self._reporter.say("  ".join(shown))
         self._reporter.event("epoch", step=progress.step, epoch=entry["epoch"], figures=entry)
         if self._world.rank.is_first:
-            outcome.write_stats(self._files, progress)
+            outcome.write_stats(self._files, progress, self._strategy.description())
         self._epoch_began = time.monotonic()
+
+    def _usage(self) -> str:
+        """Memory, and in a world of several how much of a step each rank computes."""
+        busy = self._strategy.description()["utilisation"][:8]
+        shown = f"  busy {' '.join(f'{100 * part:.0f}' for part in busy)} %" if len(busy) > 1 else ""
+        return _memory(self._world.device) + shown
 
     def saved(self, progress: Progress, place: Path | None) -> None:
         """A checkpoint was written here."""

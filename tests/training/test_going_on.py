@@ -46,7 +46,7 @@ def test_killed_within_an_epoch_and_resumed_the_weights_are_equal_to_the_bit_and
     whole = RunFiles(source.parent, "leanings-whole")
     assert same_weights(files, whole, 48)
     assert worlds.losses(files) == worlds.losses(whole)
-    assert json.loads(files.stats.read_text()) == json.loads(whole.stats.read_text())
+    assert json.loads(files.stats.read_text())["Training"] == json.loads(whole.stats.read_text())["Training"]
     assert files.predictions.read_bytes() == whole.predictions.read_bytes()
 
 
