@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -31,13 +32,18 @@ class Group:
     mask: Tensor | None  # (rows, 1, 1, longest) True where a cell holds a token
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False)
 class Packing:
     """Where the rows of one forward pass lie, in ascending order of length; made once, used by every layer."""
 
     lengths: tuple[int, ...]  # ascending
     starts: Tensor  # (b + 1,) int32 on the model's device
-    groups: tuple[Group, ...]
+
+    @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """Made where attention goes by groups; the kernel for rows of any length needs none."""
+        lengths = torch.tensor(self.lengths)
+        return tuple(_make_group(lengths[rows.start : rows.stop], self.starts.device) for rows in group_lengths(self.lengths))
 
 
 def group_lengths(ascending: Sequence[int]) -> list[range]:
@@ -61,10 +67,13 @@ def group_lengths(ascending: Sequence[int]) -> list[range]:
 
 def make_packing(ascending: Sequence[int], device: torch.device) -> Packing:
     """The packing of rows that lie end to end, in ascending order of length."""
-    lengths = torch.tensor(ascending, dtype=torch.int64)
-    starts = F.pad(lengths.cumsum(0), (1, 0))
-    groups = [_make_group(lengths[rows.start : rows.stop], device) for rows in group_lengths(ascending)]
-    return Packing(tuple(ascending), starts.to(device, torch.int32), tuple(groups))
+    starts = F.pad(torch.tensor(ascending, dtype=torch.int32).cumsum(0, dtype=torch.int32), (1, 0))
+    return Packing(tuple(ascending), to_device(starts, device))
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """A copy that a GPU makes when it gets to it, while Python goes on."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def _make_group(lengths: Tensor, device: torch.device) -> Group:
@@ -74,7 +83,7 @@ def _make_group(lengths: Tensor, device: torch.device) -> Group:
     inside = torch.arange(longest) < lengths[:, None]
     cells = inside.flatten().nonzero().squeeze(1)
     tokens = torch.zeros(rows * longest, dtype=torch.int64).index_copy_(0, cells, torch.arange(size))
-    return Group(rows, longest, size, tokens.to(device), cells.to(device), inside[:, None, None].to(device))
+    return Group(rows, longest, size, to_device(tokens, device), to_device(cells, device), to_device(inside[:, None, None], device))
 
 
 def packed_attention(
@@ -118,6 +127,20 @@ def attend(
     """
     if _has_varlen(query, dropout):
         return _varlen(query, key, value, packing, scaling, sliding_window, first_tokens)
+    return _grouped(query, key, value, packing, dropout, scaling, sliding_window, first_tokens)
+
+
+def _grouped(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packing: Packing,
+    dropout: float,
+    scaling: float | None,
+    sliding_window: int | None,
+    first_tokens: bool,
+) -> Tensor:
+    """What `attend` gives, by one call for each group of rows of like length."""
     sizes = [group.size for group in packing.groups]
     asked_sizes = [group.rows for group in packing.groups] if first_tokens else sizes
     outputs = []
@@ -151,10 +174,39 @@ def _visible(group: Group, sliding_window: int | None, first_tokens: bool, devic
 
 
 def _has_varlen(query: Tensor, dropout: float) -> bool:
-    """Whether the kernel for rows of any length takes these: half precision, no dropout, compute capability 8.0 on."""
+    """Whether the kernel for rows of any length takes these: half precision on a GPU, no dropout, and right when tried."""
     if query.device.type != "cuda" or dropout or query.dtype not in (torch.bfloat16, torch.float16):
         return False
-    return torch.cuda.get_device_capability(query.device) >= (8, 0)
+    return _varlen_is_right(query.device, query.dtype, query.shape[1], query.shape[2])
+
+
+@cache
+def _varlen_is_right(device: torch.device, dtype: torch.dtype, heads: int, width: int) -> bool:
+    """Tries the kernel once on a few rows: it is for compute capability 8.0 on, and its interface is young."""
+    lengths = (1, 3, 17)
+    draw = torch.Generator(device).manual_seed(0)
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cuda", enabled=False):
+        packing = make_packing(lengths, device)
+        query, key, value = (
+            torch.randn(sum(lengths), heads, width, device=device, dtype=dtype, generator=draw).requires_grad_() for _ in range(3)
+        )
+
+        def tried(first_tokens: bool, grouped: bool) -> list[Tensor]:
+            """Results and gradients of either way."""
+            asked = query[: len(lengths)] if first_tokens else query
+            if grouped:
+                attended = _grouped(asked, key, value, packing, 0.0, None, None, first_tokens)
+            else:
+                attended = _varlen(asked, key, value, packing, None, None, first_tokens)
+            return [attended, *torch.autograd.grad(attended.float().square().sum(), (query, key, value))]
+
+        try:
+            found = tried(first_tokens=False, grouped=False) + tried(first_tokens=True, grouped=False)
+        except (ImportError, TypeError, RuntimeError):
+            return False
+        expected = tried(first_tokens=False, grouped=True) + tried(first_tokens=True, grouped=True)
+    pairs = zip(found, expected, strict=True)
+    return all(bool((mine - theirs).detach().abs().max() <= 0.02 * theirs.detach().abs().max()) for mine, theirs in pairs)
 
 
 def _varlen(

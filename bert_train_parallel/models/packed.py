@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from bert_train_parallel.errors import BadSetting
-from bert_train_parallel.models.attention import Packing, group_lengths, make_packing
+from bert_train_parallel.models.attention import Packing, group_lengths, make_packing, to_device
 from bert_train_parallel.models.shortcuts import read_first_tokens, take_cpu_shortcuts
 
 
@@ -81,15 +81,17 @@ class PackedModel(nn.Module):
         lengths = [end - begin for begin, end in itertools.pairwise(edges)]
         order = sorted(range(len(lengths)), key=lengths.__getitem__)
         ascending = [lengths[row] for row in order]
-        if order != list(range(len(order))):
-            chosen = torch.cat([torch.arange(edges[row], edges[row + 1]) for row in order]).to(tokens.device, non_blocking=True)
-            tokens, positions, segments = tokens[chosen], positions[chosen], segments[chosen]
-        outputs = self._packed(tokens, positions, segments, ascending) if self.packed else self._padded(tokens, segments, ascending)
-        back = torch.tensor(order).argsort().to(tokens.device, non_blocking=True)
-        return outputs.index_select(0, back)
+        if order == list(range(len(order))):
+            return self._ascending(tokens, positions, segments, ascending)
+        chosen = to_device(torch.cat([torch.arange(edges[row], edges[row + 1]) for row in order]), tokens.device)
+        outputs = self._ascending(tokens[chosen], positions[chosen], segments[chosen], ascending)
+        return outputs.index_select(0, to_device(torch.tensor(order).argsort(), tokens.device))
+
+    def _ascending(self, tokens: Tensor, positions: Tensor, segments: Tensor, lengths: list[int]) -> Tensor:
+        """(b, k) for rows in ascending order of length."""
+        return self._packed(tokens, positions, segments, lengths) if self.packed else self._padded(tokens, segments, lengths)
 
     def _packed(self, tokens: Tensor, positions: Tensor, segments: Tensor, ascending: list[int]) -> Tensor:
-        """(b, k) for rows in ascending order of length."""
         inputs = {
             "input_ids": tokens.unsqueeze(0),
             "position_ids": (positions + self._first_position).unsqueeze(0),
@@ -121,7 +123,7 @@ class PackedModel(nn.Module):
             lengths = torch.tensor([ascending[row] for row in rows])
             here = slice(begin, begin + int(lengths.sum()))
             begin = here.stop
-            inside = (torch.arange(int(lengths[-1])) < lengths[:, None]).to(tokens.device)
+            inside = to_device(torch.arange(int(lengths[-1])) < lengths[:, None], tokens.device)
             inputs = {
                 "input_ids": torch.full(inside.shape, self._pad, device=tokens.device).masked_scatter_(inside, tokens[here]),
                 "attention_mask": inside.long(),

@@ -147,15 +147,3 @@ def test_dropout_repeats_with_the_seed_and_differs_without_it() -> None:
     assert torch.equal(outputs(1), outputs(1))
     assert not torch.equal(outputs(1), outputs(2))
     assert any(isinstance(module, CpuDropout) for module in model.modules())
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_groups_hold_each_row_once_and_pad_little(seed: int) -> None:
-    draw = random.Random(seed)
-    lengths = sorted(draw.randint(1, draw.choice([4, 40, 512])) for _ in range(draw.randint(1, 60)))
-    groups = attention.group_lengths(lengths)
-    assert [row for rows in groups for row in rows] == list(range(len(lengths)))
-    for rows in groups:
-        assert lengths[rows[-1]] <= 2 * lengths[rows[0]] or len(rows) * lengths[rows[-1]] ** 2 <= 1.15 * sum(
-            lengths[row] ** 2 for row in rows
-        )

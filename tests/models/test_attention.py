@@ -1,0 +1,98 @@
+"""Attention within rows against the same rows one by one, and which kernel is taken."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from bert_train_parallel.models import attention
+
+LENGTHS = (1, 2, 2, 2, 3, 9, 10, 11, 30)
+
+
+def rows_of(dtype: torch.dtype = torch.float64, device: str = "cpu") -> list[Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    return [torch.randn(sum(LENGTHS), 2, 8, generator=draw, dtype=torch.float64).to(device, dtype).requires_grad_() for _ in range(3)]
+
+
+def one_by_one(query: Tensor, key: Tensor, value: Tensor, window: int | None = None) -> Tensor:
+    """The definition, row by row."""
+    found = []
+    for q, k, v in zip(*(tensor.split(LENGTHS) for tensor in (query, key, value)), strict=True):
+        place = torch.arange(len(k))
+        seen = None if window is None else (place[:, None] - place).abs() < window
+        rows = (tensor.transpose(0, 1).unsqueeze(0) for tensor in (q, k, v))
+        found.append(F.scaled_dot_product_attention(*rows, attn_mask=seen, scale=0.3)[0].transpose(0, 1))
+    return torch.cat(found)
+
+
+@pytest.mark.parametrize("window", [None, 3, 100])
+def test_no_token_sees_another_row(window: int | None) -> None:
+    query, key, value = rows_of()
+    packing = attention.make_packing(LENGTHS, torch.device("cpu"))
+    found = attention.attend(query, key, value, packing, 0.0, 0.3, window)
+    expected = one_by_one(query, key, value, window)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+    upstream = torch.randn_like(expected)
+    for mine, theirs in zip(
+        torch.autograd.grad(found, (query, key, value), upstream), torch.autograd.grad(expected, (query, key, value), upstream), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_first_tokens_alone_see_what_they_see_among_all(window: int | None) -> None:
+    query, key, value = rows_of()
+    packing = attention.make_packing(LENGTHS, torch.device("cpu"))
+    first = packing.starts[:-1].long()
+    found = attention.attend(query[first], key, value, packing, 0.0, 0.3, window, first_tokens=True)
+    torch.testing.assert_close(found, one_by_one(query, key, value, window)[first], rtol=0, atol=1e-14)
+
+
+def test_attention_dropout_leaves_out_weights_and_keeps_the_mean() -> None:
+    query, key = (tensor.detach() for tensor in rows_of()[:2])
+    packing = attention.make_packing(LENGTHS, torch.device("cpu"))
+    ones = torch.ones_like(key)
+    torch.manual_seed(0)
+    found = torch.stack([attention.attend(query, key, ones, packing, 0.25) for _ in range(300)])
+    assert float(found.std(0)[3:].min()) > 0.01
+    torch.testing.assert_close(found.mean(), torch.tensor(1.0, dtype=torch.float64), rtol=0, atol=0.01)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_groups_hold_each_row_once_and_pad_little(seed: int) -> None:
+    draw = random.Random(seed)
+    lengths = sorted(draw.randint(1, draw.choice([4, 40, 512])) for _ in range(draw.randint(1, 60)))
+    groups = attention.group_lengths(lengths)
+    assert [row for rows in groups for row in rows] == list(range(len(lengths)))
+    for rows in groups:
+        area = sum(lengths[row] ** 2 for row in rows)
+        assert lengths[rows[-1]] <= 2 * lengths[rows[0]] or len(rows) * lengths[rows[-1]] ** 2 <= 1.15 * area
+
+
+def test_without_a_gpu_no_row_goes_to_the_kernel_for_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: Any) -> bool:
+        raise AssertionError
+
+    monkeypatch.setattr(attention, "_varlen_is_right", never)
+    query, key, value = rows_of(torch.bfloat16)
+    attention.attend(query, key, value, attention.make_packing(LENGTHS, torch.device("cpu")))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("first_tokens", [False, True])
+def test_the_kernel_for_rows_of_any_length_gives_what_groups_give(first_tokens: bool) -> None:
+    query, key, value = rows_of(torch.bfloat16, "cuda")
+    packing = attention.make_packing(LENGTHS, torch.device("cuda"))
+    asked = query[packing.starts[:-1].long()] if first_tokens else query
+    if not attention._has_varlen(asked, 0.0):
+        pytest.skip("this GPU or this torch has no such kernel")
+    found = attention._varlen(asked, key, value, packing, 0.3, None, first_tokens)
+    expected = attention._grouped(asked, key, value, packing, 0.0, 0.3, None, first_tokens)
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
