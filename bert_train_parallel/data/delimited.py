@@ -111,10 +111,6 @@ class _Lines:
         for line in iter(partial(self._text.readline, _MOST_LETTERS), ""):
             self.number += 1
             self.letters += len(line)
-            if "\0" in line:
-                raise BadSource(
-                    f"{self._name}, line {self.number}: a NUL byte; a text file is expected. Remove it, or name its --encoding."
-                )
             if self.letters >= _MOST_LETTERS:
                 raise BadSource(
                     f"{self._name}, line {self.first}: a record of more than {_MOST_LETTERS // 1_000_000} million letters begins here. "

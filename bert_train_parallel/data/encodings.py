@@ -107,7 +107,9 @@ def _given(path: Path, encoding: str) -> TextFile:
     lines = 1
     try:
         for chunk in _chunks(path):
-            lines += decoder.decode(chunk).count("\n")
+            text = decoder.decode(chunk)
+            _refuse_nul(path, text, lines)
+            lines += text.count("\n")
         decoder.decode(b"", final=True)
     except UnicodeError as error:
         good = getattr(error, "object", b"")[: getattr(error, "start", 0)]
@@ -136,6 +138,12 @@ def _refuse_binary(path: Path, beginning: bytes) -> None:
         raise BadSource(f"{path} is a binary file; a CSV, JSON lines or Parquet file is expected.")
 
 
+def _refuse_nul(path: Path, text: str, line: int) -> None:
+    if "\0" in text:
+        line += text.count("\n", 0, text.index("\0"))
+        raise BadSource(f"{path}, line {line}: a NUL byte; a text file is expected. Remove it, or name the --encoding of the file.")
+
+
 def _utf8_errors(path: Path) -> tuple[int, int, int, set[int]]:
     """Broken bytes, letters beyond ASCII, line of the first broken byte, and all byte values where any is broken."""
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
@@ -144,6 +152,7 @@ def _utf8_errors(path: Path) -> tuple[int, int, int, set[int]]:
     codes: set[int] = set()
     for chunk in _chunks(path):
         text = decoder.decode(chunk)
+        _refuse_nul(path, text, lines)
         if not chunk.isascii():
             values = np.frombuffer(chunk, np.uint8)
             letters += int(np.count_nonzero(values >= 0xC2))
@@ -153,7 +162,7 @@ def _utf8_errors(path: Path) -> tuple[int, int, int, set[int]]:
             if len(wrong) and not broken:
                 first = lines + text.count("\n", 0, int(wrong[0]))
             broken += len(wrong)
-        lines += text.count("\n") if not broken else 0
+        lines += text.count("\n")
     if decoder.getstate()[0]:
         broken, first = broken + 1, first or lines
     return broken, letters, first, codes

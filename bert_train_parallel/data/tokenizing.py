@@ -70,19 +70,25 @@ class TextTokenizer:
         self.single = self._frame("a")
         self.pair = self._frame("a", "a")
         self._words: dict[str, bytes] | None = {} if _words_stand_alone(definition) else None
+        self._not_kept: list[str] = []  # words of the last texts that are too long to be remembered for the next
 
     def bodies(self, texts: Sequence[str]) -> list[bytes]:
         """The ids of each text, without special tokens."""
         if self._words is None:
             return self._encoded(texts)
-        return [b"".join(parts) for parts in self._of_words([text.split(" ") for text in texts])]
+        split = [text.split(" ") for text in texts]
+        self._remember(self._words, split)
+        known = self._words.__getitem__
+        return [b"".join(map(known, words)) for words in split]
 
     def by_words(self, text: str, of_words: Spans) -> tuple[bytes, list[int]]:
         """The ids of a text, and how many tokens stand before each of its words, and in all."""
         if self._words is None:
             encoding = self._tokenizer.encode(text, add_special_tokens=False)
             return np.array(encoding.ids, self.dtype).tobytes(), units_before(of_words, encoding.offsets)
-        (parts,) = self._of_words([[text[start:end] for start, end in of_words]])
+        words = [text[start:end] for start, end in of_words]
+        self._remember(self._words, [words])
+        parts = [self._words[word] for word in words]
         size = self.dtype.itemsize
         return b"".join(parts), list(accumulate((len(part) // size for part in parts), initial=0))
 
@@ -91,21 +97,17 @@ class TextTokenizer:
         offsets: Spans = self._tokenizer.encode(text, add_special_tokens=False).offsets
         return offsets
 
-    def _of_words(self, texts: list[list[str]]) -> list[list[bytes]]:
-        """The ids of each word of each text; each word goes through the tokenizer once, while it is remembered."""
-        assert self._words is not None
-        known = self._words
+    def _remember(self, known: dict[str, bytes], texts: list[list[str]]) -> None:
+        """Have the ids of every word of these texts: each word goes through the tokenizer once, while it is remembered."""
+        for word in self._not_kept:
+            known.pop(word, None)
         words = set().union(*texts)
         new = [word for word in words if word not in known]
         if len(known) + len(new) > _CACHED_WORDS:
             known.clear()
             new = list(words)
         known.update(self._encoded_words(new))
-        found = [[known[word] for word in words] for words in texts]
-        for word in new:
-            if len(word) > _CACHED_LETTERS:
-                del known[word]
-        return found
+        self._not_kept = [word for word in new if len(word) > _CACHED_LETTERS]
 
     def _encoded_words(self, words: list[str]) -> Iterator[tuple[str, bytes]]:
         """Each word with its ids. A text costs the tokenizer more than its words, so many go as one, with a mark between them."""
