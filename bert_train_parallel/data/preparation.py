@@ -90,10 +90,13 @@ def _origin(source: str, path: Path, say: Say) -> Store | str:
             raise BadSource(f"{source}: there is no such store.{choice}")
         say(f"{source} is not there yet: it is built from {siblings[0]}")
         return str(siblings[0])
-    if given.suffix and not given.exists() and path.is_file():
+    if not given.exists() and path.is_file():
         store = Store.open(path)
-        say(f"{source} is gone: its texts are taken from {path}")
-        return store
+        first = store.about["sources"][0]
+        if "sha256" in first and first["name"] == given.name:
+            say(f"{source} is gone: its texts are taken from {path}")
+            return store
+        store.close()
     return source
 
 
