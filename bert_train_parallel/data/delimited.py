@@ -16,7 +16,7 @@ from typing import Any, Literal
 from bert_train_parallel.config import DataConfig
 from bert_train_parallel.data.columns import is_known_name
 from bert_train_parallel.data.encodings import TextFile
-from bert_train_parallel.data.table import LOOK, Cells, Record, Table, Unusable
+from bert_train_parallel.data.table import LOOK, Cells, Record, Table, Unusable, spaced
 from bert_train_parallel.errors import BadSource
 
 Quoting = Literal["minimal", "none"]
@@ -25,7 +25,7 @@ _BEGINNING = 1 << 20  # letters by which the form is found
 _DELIMITERS = ("\t", ",", ";", "|")
 _NAMES = {"\t": "tab", ",": "comma", ";": "semicolon", "|": "pipe"}
 _NO_DELIMITER = "\x1f"  # one column: a letter that text does not have
-_MOST_LETTERS = 64_000_000  # of a record; more is a quote that never closes
+_MOST_LETTERS = 64_000_000  # of a record, unless cells may be that long; more is a quote that never closes
 _END = "\ue000 end of file \ue000"  # a line of our own behind the last, to see whether a quote is still open there
 
 csv.field_size_limit(2**31 - 1)  # the length of cells is checked by --max_cell_bytes, which can be said in a sentence
@@ -59,7 +59,9 @@ def open_delimited(file: TextFile, name: str, config: DataConfig) -> Table:
         beginning = text.read(_BEGINNING)
         whole = not text.read(1)
     form = find_form(beginning, whole, config)
-    look: list[Cells] = [row for _, row in islice(_rows(io.StringIO(beginning, newline=""), form, name, cut=not whole), LOOK) if row]
+    look: list[Cells] = [
+        row for _, row in islice(_rows(io.StringIO(beginning, newline=""), form, name, _BEGINNING, cut=not whole), LOOK) if row
+    ]
     header = look.pop(0) if form.header and look else None
     width = len(header) if header else Counter(map(len, look)).most_common(1)[0][0] if look else 0
     columns = tuple(cell.strip() for cell in header) if header else tuple(map(str, range(width)))
@@ -68,7 +70,7 @@ def open_delimited(file: TextFile, name: str, config: DataConfig) -> Table:
         columns=columns,
         named=header is not None,
         look=[(*row, *[""] * (width - len(row)))[:width] for row in look],
-        records=partial(_records, file, form, name, width),
+        records=partial(_records, file, form, name, width, max(_MOST_LETTERS, 2 * config.max_cell_bytes)),
         described=f"{'UTF-8' if file.encoding.startswith('utf-8') else file.encoding}, {form}",
         read_as={
             "encoding": file.encoding,
@@ -82,11 +84,11 @@ def open_delimited(file: TextFile, name: str, config: DataConfig) -> Table:
     return table
 
 
-def _records(file: TextFile, form: Form, name: str, width: int, wanted: Sequence[int]) -> Iterator[Record]:
+def _records(file: TextFile, form: Form, name: str, width: int, most: int, wanted: Sequence[int]) -> Iterator[Record]:
     """The wanted cells of each record."""
     pick = itemgetter(*wanted) if len(wanted) > 1 else lambda row: (row[wanted[0]],)
     with file.open() as text:
-        rows = _rows(text, form, name)
+        rows = _rows(text, form, name, most)
         if form.header:
             next((row for _, row in rows if row), None)
         for line, row in rows:
@@ -101,19 +103,19 @@ def _records(file: TextFile, form: Form, name: str, width: int, wanted: Sequence
 class _Lines:
     """The lines of a file one by one, with a line of our own at the end; counts what the record at hand has taken."""
 
-    def __init__(self, text: io.TextIOBase | Any, name: str, cut: bool) -> None:
+    def __init__(self, text: Any, name: str, most: int, cut: bool) -> None:
         self.number = 0  # lines handed out
         self.letters = 0  # of the record at hand
         self.first = 1  # its first line
-        self._text, self._name, self._cut = text, name, cut
+        self._text, self._name, self._most, self._cut = text, name, most, cut
 
     def __iter__(self) -> Iterator[str]:
-        for line in iter(partial(self._text.readline, _MOST_LETTERS), ""):
+        for line in iter(partial(self._text.readline, self._most + 1), ""):
             self.number += 1
             self.letters += len(line)
-            if self.letters >= _MOST_LETTERS:
+            if self.letters > self._most:
                 raise BadSource(
-                    f"{self._name}, line {self.first}: a record of more than {_MOST_LETTERS // 1_000_000} million letters begins here. "
+                    f"{self._name}, line {self.first}: a record of more than {spaced(self._most)} letters begins here. "
                     "If a quote is open there, close it, or type --quoting none if quotes are text."
                 )
             yield line
@@ -121,9 +123,13 @@ class _Lines:
             yield _END
 
 
-def _rows(text: Any, form: Form, name: str, cut: bool = False) -> Iterator[tuple[int, list[str]]]:
-    """First line and cells of each record; `cut`: the text is a beginning, and its last record may be half a one."""
-    lines = _Lines(text, name, cut)
+def _rows(text: Any, form: Form, name: str, most: int, cut: bool = False) -> Iterator[tuple[int, list[str]]]:
+    """First line and cells of each record, none of more than `most` letters.
+
+    Args:
+        cut: the text is the beginning of a file, so that its last record may be half a one.
+    """
+    lines = _Lines(text, name, most, cut)
     quoting: Any = csv.QUOTE_MINIMAL if form.quoting == "minimal" else csv.QUOTE_NONE
     reader = csv.reader(lines, delimiter=form.delimiter, quoting=quoting)
     row: list[str] = []

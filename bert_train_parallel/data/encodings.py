@@ -78,7 +78,7 @@ def survey(path: Path, encoding: str = "auto") -> TextFile:
     if not broken:
         return TextFile(path, "utf-8")
     if broken <= _FEW * letters:
-        remark = f"{broken} bytes that are not UTF-8 (the first in line {first}) are read as U+FFFD"
+        remark = f"bytes that are not UTF-8 ({broken}, the first in line {first}) are read as U+FFFD"
         return TextFile(path, "utf-8", broken, remark)
     name = "latin-1" if codes & {0x81, 0x8D, 0x8F, 0x90, 0x9D} else "cp1252"
     return TextFile(path, name, 0, f"not UTF-8 (the first such byte in line {first}): read as {name}; another one by --encoding")

@@ -154,7 +154,7 @@ def test_one_broken_byte_in_much_utf_8_is_replaced_and_said(write: Write) -> Non
     texts = [sample.text for sample in source.samples()]
     assert texts[100] == "bro\ufffdken"
     assert texts[101] == "größe número 0"
-    assert "1 bytes that are not UTF-8 (the first in line 102)" in source.described
+    assert "bytes that are not UTF-8 (1, the first in line 102) are read as U+FFFD" in source.described
 
 
 def test_utf_16_without_a_mark_is_known_by_its_zeros(write: Write) -> None:
@@ -286,3 +286,11 @@ def test_a_package_that_is_missing_is_named_with_its_install_line(tmp_path: Path
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert f"MissingPackage: {name} is " in done.stderr.splitlines()[-1]
     assert done.stderr.splitlines()[-1].endswith('Type: pip install "bert-train-parallel[datasets]"')
+
+
+def test_a_quote_that_never_closes_in_a_large_file_is_told_before_memory_is_full(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bert_train_parallel.data.delimited._MOST_LETTERS", 10_000)
+    monkeypatch.setattr("bert_train_parallel.data.delimited._BEGINNING", 2_000)
+    path = write("text,label\n" + "a b,good\n" * 400 + '"open,bad\n' + "c d,good\n" * 20_000)
+    with pytest.raises(BadSource, match=r"line 402: a record of more than 10 000 letters begins here\. If a quote is open there"):
+        read(path, max_cell_bytes=1_000)
