@@ -32,13 +32,6 @@ class Course:
         """Epochs that are begun."""
         return -(-self.steps // self.steps_per_epoch)
 
-    def place_of(self, step: int, epochs: int) -> int:
-        """The step at which a run goes on that was trained for `epochs` whole ones, on fewer samples perhaps.
-
-        A step in the middle of an epoch stands only where the epochs are of the same length.
-        """
-        return step if step % self.steps_per_epoch and step // self.steps_per_epoch == epochs else epochs * self.steps_per_epoch
-
     def end_of(self, epoch: int) -> int:
         """The step after the last one of an epoch."""
         return min(self.steps, (epoch + 1) * self.steps_per_epoch)

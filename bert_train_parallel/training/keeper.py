@@ -17,7 +17,7 @@ from bert_train_parallel.training.loop import Progress
 from bert_train_parallel.training.strategy import Strategy
 from bert_train_parallel.training.world import World
 
-# in what a run may differ from the one that it goes on from under a new name
+# In what a run may differ from the one that it goes on from under a new name: how long it learns, and from how much
 _MAY_GROW = ("epochs", "max_steps", "patience", "max_train_samples")
 
 

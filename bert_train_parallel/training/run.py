@@ -190,8 +190,8 @@ def go_on(run: Run, files: RunFiles, start: Start, keeper: Keeper) -> None:
         run.reporter.event("start", figures=facts)
         return
     run.progress = Progress.from_json(checkpoint.state["progress"])
-    if start.adopts:
-        run.progress.step = run.course.place_of(run.progress.step, len(run.progress.epochs))
+    if start.adopts and checkpoint.state["asked"]["max_train_samples"] != run.config.max_train_samples:
+        run.progress.step = len(run.progress.epochs) * run.course.steps_per_epoch  # of more samples an epoch has more steps
     if run.progress.step > run.course.steps:
         raise BadCheckpoint(f"{checkpoint.folder} has {run.progress.step} steps, of {run.course.steps} asked for. Give more --epochs.")
     tensors = (checkpoint.model(), checkpoint.optimizer()) if run.world.rank.rank == start.source else ({}, {})

@@ -160,3 +160,34 @@ def flip_a_bit(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_an_earlier_one_with_more_samples_at_the_beginning_of_an_epoch(
+    source: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    flags = ("--model", tiny_model, *QUICK)
+    few, more = RunFiles(source.parent, "leanings-few"), RunFiles(source.parent, "leanings-more")
+    worlds.run_world(1, source, "--run", "few", "--epochs", "1", "--max_train_samples", "40", *flags, folder=tmp_path)
+    with worlds.noted_rows(tmp_path) as rows:
+        longer = ("--run", "more", "--epochs", "2", "--from_run", few.result)
+        worlds.run_world(1, source, *longer, *flags, folder=tmp_path, patch=worlds.note_rows)
+        assert sorted(rows()) == list(range(128))
+    assert max(worlds.losses(few)) == 5
+    assert list(worlds.losses(more)) == list(range(17, 33))
+
+
+@pytest.mark.slow
+def test_killed_before_its_first_checkpoint_a_run_that_went_on_from_another_does_so_again(
+    source: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    flags = ("--model", tiny_model, *QUICK)
+    short, long = RunFiles(source.parent, "leanings-short"), RunFiles(source.parent, "leanings-long")
+    worlds.run_world(1, source, "--run", "short", "--epochs", "1", *flags, folder=tmp_path)
+    longer = ("--run", "long", "--epochs", "3", "--from_run", short.result, "--resume")
+    world = worlds.start_world(1, source, *longer, *flags, folder=tmp_path)
+    worlds.wait_for_step(long, 20)
+    world.kill()
+    worlds.run_world(1, source, *longer, *flags, folder=tmp_path)
+    assert [event.step for event in worlds.events(long, "start")] == [16, 16]
+    assert long.is_finished
