@@ -84,10 +84,10 @@ def proportional_memory(group: int) -> int:
 def measured(code: str, source: Path) -> dict[str, float]:
     """Run one side in a fresh process and folder."""
     with tempfile.TemporaryDirectory(dir=source.parent) as folder:
-        environ = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": folder}
+        environ = os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": folder, "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
         before, began, peak = os.times(), time.monotonic(), 0
         process = subprocess.Popen(
-            [sys.executable, "-c", code, str(source), folder], env=environ, start_new_session=True, stdout=sys.stderr, cwd=folder
+            [sys.executable, "-c", code, str(source), folder], env=environ, start_new_session=True, stdout=subprocess.DEVNULL, cwd=folder
         )
         while process.poll() is None:
             peak = max(peak, proportional_memory(process.pid))
