@@ -40,6 +40,7 @@ setup(
             "pytest>=8.3,<10",
             "pytest-timeout>=2.3,<3",
             "hypothesis>=6.100,<7",
+            "psutil>=6,<8",
             "ruff>=0.11",
             "mypy>=1.15",
             "pandas-stubs",
