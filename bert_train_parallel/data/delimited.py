@@ -223,14 +223,14 @@ def _has_header(rows: list[list[str]], asked: set[str | None]) -> bool:
     if not rows:
         return False
     first = [cell.strip() for cell in rows[0]]
-    if asked & set(first) or any(map(is_known_name, first)):
+    if asked & set(first):
+        return True
+    others = [row for row in rows[1:] if row != rows[0]]  # files that were put end to end repeat their header
+    if any(cell and len(row) > column and row[column].strip() == cell for row in others for column, cell in enumerate(first)):
+        return False  # a value that comes again in its column is a label, not the name of one
+    if any(map(is_known_name, first)):
         return True
     named = [cell for cell in first if cell]
-    if len(set(named)) < len(named) or len(first) < 2 or not named:
+    if len(first) < 2 or len(set(named)) < len(named) or not named or not others:
         return False
-    for column, cell in enumerate(first):
-        if cell and (len(cell) > 40 or len(cell.split()) > 3 or re.fullmatch(r"[-+]?[\d.,]+", cell)):
-            return False
-        if cell and any(len(row) > column and row[column].strip() == cell for row in rows[1:]):
-            return False
-    return len(rows) > 1
+    return not any(len(cell) > 40 or len(cell.split()) > 3 or re.fullmatch(r"[-+]?[\d.,]+", cell) for cell in named)

@@ -294,3 +294,19 @@ def test_a_quote_that_never_closes_in_a_large_file_is_told_before_memory_is_full
     path = write("text,label\n" + "a b,good\n" * 400 + '"open,bad\n' + "c d,good\n" * 20_000)
     with pytest.raises(BadSource, match=r"line 402: a record of more than 10 000 letters begins here\. If a quote is open there"):
         read(path, max_cell_bytes=1_000)
+
+
+@pytest.mark.parametrize(
+    "content, header",
+    [
+        ("spam\tfree entry\nham\tok then\nspam\twin a prize\n", False),
+        ("text,label\nsome words,a\ntext,label\nother words,b\n", True),
+        ("utterances,kinds\nsome words here,a\nother words here,b\nmore of them,a\n", True),
+        ("some words here and there,a\nother words here,b\n", False),
+        ("17,0\n18,1\n", False),
+    ],
+)
+def test_a_first_line_that_names_the_columns_is_told_from_data(write: Write, content: str, header: bool) -> None:
+    from bert_train_parallel.data.delimited import find_form
+
+    assert find_form(content, True, DataConfig()).header is header
