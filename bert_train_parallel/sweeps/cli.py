@@ -93,7 +93,11 @@ def _parser() -> argparse.ArgumentParser:
     command(
         "example", _example, ("kind", kinds), ("--hub", {"action": "store_true", "help": "the demo's models and data sets, from the hub"})
     )
-    command("server", _server)
+    command(
+        "server",
+        _server,
+        ("--ip", {"default": "127.0.0.1", "metavar": "IP", "help": "how other machines reach this one (default: they do not)"}),
+    )
     roles = {
         "action": "append",
         "choices": ("training", "eval", "node"),
@@ -143,7 +147,7 @@ def _server(arguments: argparse.Namespace) -> int:
     """run the folder's embedded Temporal server until Ctrl-C"""
     from bert_train_parallel.sweeps.server import serve
 
-    return asyncio.run(serve(arguments.output_dir.resolve()))
+    return asyncio.run(serve(arguments.output_dir.resolve(), arguments.ip))
 
 
 def _worker(arguments: argparse.Namespace) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from bert_train_parallel import gpus
-from bert_train_parallel.errors import BadGpuMap, BadSetting
+from bert_train_parallel.errors import BadGpuMap, Unreachable
 
 LOOK_S = 1.0
 UNUSED_S = 120.0  # a reservation that no launch has begun to use by then is given up
@@ -20,7 +20,21 @@ def count_here() -> int:
     return len(gpus.visible(gpus.list_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")))
 
 
-async def wait_for_gpus(count: int, device: str, tick: Callable[[], None]) -> gpus.Claim:
+@dataclass(slots=True)
+class Hold:
+    """GPUs held for one trial, or none but CPU ranks, and what else ends with that."""
+
+    claim: gpus.Claim
+    on_release: Callable[[], None] = lambda: None
+
+    def release(self) -> None:
+        """Give all back, once."""
+        self.claim.release()
+        on_release, self.on_release = self.on_release, lambda: None
+        on_release()
+
+
+async def wait_for_gpus(count: int, device: str, tick: Callable[[], None]) -> Hold:
     """Hold that many GPUs, waiting while others have them; without GPUs, CPU processes.
 
     Raises:
@@ -28,7 +42,7 @@ async def wait_for_gpus(count: int, device: str, tick: Callable[[], None]) -> gp
     """
     while True:
         try:
-            return gpus.claim(count, device, asked_by="launch.here_gpus")
+            return Hold(gpus.claim(count, device, asked_by="launch.here_gpus"))
         except BadGpuMap:
             if count > count_here():
                 raise
@@ -45,47 +59,41 @@ def launch_environment(claim: gpus.Claim) -> dict[str, str]:
 
 
 class Reservations:
-    """GPUs held on this node for launches over several nodes, until the launch takes them over or they are given back."""
+    """What is held on this node for launches over several nodes, one at a time, until the launch takes it over or it is given back."""
 
     def __init__(self) -> None:
-        self._held: dict[str, tuple[gpus.Claim, float]] = {}
-        self._free = asyncio.Condition()
-        self._alone = asyncio.Lock()  # without GPUs nothing else keeps two fleets apart
+        self._held: dict[str, Hold] = {}
+        self._one_at_a_time = asyncio.Lock()  # without GPUs nothing else keeps two fleets apart
 
     async def hold(self, count: int, device: str, tick: Callable[[], None]) -> str:
         """Wait for the GPUs and hold them; gives the name of the reservation."""
-        await _acquired(self._alone, tick)
+        while self._one_at_a_time.locked():
+            tick()
+            await asyncio.sleep(LOOK_S)
+        await self._one_at_a_time.acquire()
         try:
-            claim = await wait_for_gpus(count, device, tick)
+            found = await wait_for_gpus(count, device, tick)
         except BaseException:
-            self._alone.release()
+            self._one_at_a_time.release()
             raise
+        found.on_release = self._one_at_a_time.release
         name = secrets.token_hex(8)
-        self._held[name] = (claim, time.monotonic())
+        self._held[name] = found
         asyncio.get_running_loop().call_later(UNUSED_S, self.give_back, name)
         return name
 
-    def take(self, name: str) -> gpus.Claim:
+    def take(self, name: str) -> Hold:
         """Take over what was reserved; from now on it is the taker's to release.
 
         Raises:
-            BadSetting: nothing is held under this name any more.
+            Unreachable: nothing is held under this name any more, as after a restart of the worker.
         """
         found = self._held.pop(name, None)
         if found is None:
-            raise BadSetting(f"the reservation {name} has been given up; it is to be made again.")
-        self._alone.release()
-        return found[0]
+            raise Unreachable("the GPUs that were held for the trial have been given up; they are to be held again.")
+        return found
 
     def give_back(self, name: str) -> None:
         found = self._held.pop(name, None)
         if found is not None:
-            found[0].release()
-            self._alone.release()
-
-
-async def _acquired(lock: asyncio.Lock, tick: Callable[[], None]) -> None:
-    while lock.locked():
-        tick()
-        await asyncio.sleep(LOOK_S)
-    await lock.acquire()
+            found.release()

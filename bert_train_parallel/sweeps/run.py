@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
 from temporalio.client import Client
 from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
+from temporalio.service import RPCError
 
-from bert_train_parallel.errors import BadSetting
+from bert_train_parallel.errors import BadSetting, Unreachable
 from bert_train_parallel.run_files import write_json
 from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps import views, watching
@@ -66,22 +68,32 @@ async def _run(request: m.SweepRequest, folder: Path) -> m.SweepResult:
         return await watching.follow(here.client, request.experiment_id, here.page, here.keep_up)
 
 
-async def start(client: Client, request: m.SweepRequest) -> None:
-    """Start the sweep's workflow; one that runs, or has ended well, is left as it is."""
+async def start(client: Client, request: m.SweepRequest, patience_s: float = 60.0) -> None:
+    """Start the sweep's workflow; one that runs, or has ended well, is left as it is.
+
+    Raises:
+        Unreachable: the server takes no workflows for `patience_s`; a new one answers before it does that.
+    """
     kind: Any = LadderSweepWorkflow if request.ladder else SweepWorkflow
-    try:
-        await client.start_workflow(
-            kind.run,
-            request,
-            id=watching.workflow_id(request.experiment_id),
-            task_queue=m.EVAL_QUEUE,
-            id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
-            id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-            memo={"experiment_id": request.experiment_id},
-            static_summary=f"{request.num_trials} trials, {'ladder' if request.ladder else request.chosen_sampler}",
-        )
-    except WorkflowAlreadyStartedError:
-        pass
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            await client.start_workflow(
+                kind.run,
+                request,
+                id=watching.workflow_id(request.experiment_id),
+                task_queue=m.EVAL_QUEUE,
+                id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
+                id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
+                static_summary=f"{request.num_trials} trials, {'ladder' if request.ladder else request.chosen_sampler}",
+            )
+            return
+        except WorkflowAlreadyStartedError:
+            return
+        except RPCError as error:
+            if time.monotonic() > deadline:
+                raise Unreachable(f"The Temporal server takes no workflow: {error.message}.") from None
+        await asyncio.sleep(0.3)
 
 
 def trials_at_once(request: m.SweepRequest) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import re
@@ -60,8 +61,10 @@ def cli_version(cli: str) -> str:
 class EmbeddedServer:
     """A child of this process that dies with it; another process that wants the same folder uses this one."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, ip: str = LOOPBACK) -> None:
+        """`ip` is how others reach this machine; loopback: they do not."""
         self._folder = folder
+        self._ip = ip
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = -1
 
@@ -105,7 +108,9 @@ class EmbeddedServer:
         port = int(earlier.grpc.rpartition(":")[2]) if earlier and _is_free(earlier.grpc) else free_port()
         page = int(earlier.page.rpartition(":")[2]) if earlier and _is_free(earlier.page) else free_port()
         database = self._folder / f"temporal-{cli_version(cli)}.db"
-        command = [cli, "server", "start-dev", "--ip", LOOPBACK, "--ui-ip", LOOPBACK, "--port", str(port), "--ui-port", str(page)]
+        # with one address that is not loopback, the server's own parts do not find each other: then it is all of them
+        bound = self._ip if self._ip == LOOPBACK else "0.0.0.0"
+        command = [cli, "server", "start-dev", "--ip", bound, "--ui-ip", bound, "--port", str(port), "--ui-port", str(page)]
         command += ["--db-filename", str(database), "--log-level", "error"]
         with open(self._folder / "server.log", "ab") as log:
             self._process = processes.start(
@@ -116,7 +121,7 @@ class EmbeddedServer:
                 stdout=log.fileno(),
                 stderr=log.fileno(),
             )
-        write_json(self._folder / "server.json", asdict(Address(f"{LOOPBACK}:{port}", f"http://{LOOPBACK}:{page}")))
+        write_json(self._folder / "server.json", asdict(Address(f"{self._ip}:{port}", f"http://{self._ip}:{page}")))
 
     def _read(self) -> Address | None:
         return read_address(self._folder)
@@ -173,12 +178,20 @@ async def connect(address: str | None = None, namespace: str | None = None) -> C
     config |= {"namespace": namespace} if namespace else {}
     config.setdefault("target_host", "localhost:7233")
     try:
-        return await Client.connect(**config, data_converter=pydantic_data_converter)
+        return await Client.connect(**config, data_converter=pydantic_data_converter, runtime=_quiet_runtime())
     except (RuntimeError, ValueError) as error:
         raise Unreachable(
             f"No Temporal server answers at {config['target_host']}: {str(error).splitlines()[0]} "
             "Start one with bert_sweep server, or name another with --address."
         ) from None
+
+
+@functools.cache
+def _quiet_runtime() -> Any:
+    """Temporal's own part without its warnings: what matters is raised, and said in words of ours."""
+    from temporalio.runtime import LoggingConfig, Runtime, TelemetryConfig, TelemetryFilter
+
+    return Runtime(telemetry=TelemetryConfig(logging=LoggingConfig(filter=TelemetryFilter(core_level="ERROR", other_level="ERROR"))))
 
 
 async def connect_when_ready(server: EmbeddedServer) -> Client:
@@ -203,13 +216,17 @@ def is_configured() -> bool:
     return any(os.environ.get(name) for name in ("TEMPORAL_ADDRESS", "TEMPORAL_CONFIG_FILE", "TEMPORAL_PROFILE"))
 
 
-async def serve(folder: Path) -> int:
+async def serve(folder: Path, ip: str = LOOPBACK) -> int:
     """Run a folder's embedded server in the foreground.
+
+    Args:
+        ip: another address than loopback opens the server on all of this machine's, and is what others are told. Whoever
+            reaches it can start trainings, and read what they find.
 
     Raises:
         Unreachable: another process runs it already.
     """
-    server = EmbeddedServer(folder)
+    server = EmbeddedServer(folder, ip)
     address = server.keep_up()
     if not server.is_ours:
         raise Unreachable(f"The server of {folder} runs already, at {address.grpc}.")

@@ -7,7 +7,8 @@ from datetime import timedelta
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
-from temporalio.exceptions import ActivityError, ApplicationError, TimeoutError, is_cancelled_exception
+from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
+from temporalio.exceptions import TimeoutError as ActivityTimeout
 
 with workflow.unsafe.imports_passed_through():
     import bert_train_parallel.sweeps.messages as m
@@ -15,8 +16,10 @@ with workflow.unsafe.imports_passed_through():
     from bert_train_parallel.sweeps.draw import Values
 
 HEARTBEAT = timedelta(seconds=10)  # without one for so long, a worker or node is lost, and the trial goes on elsewhere
+FATE = timedelta(seconds=15)  # in which all nodes of a launch end after a failure on one
 HOUR = timedelta(hours=1)
 
+MOST_FAILURES = 10  # of a fleet, lost workers not counted; the trial's own are fewer
 # A lost worker may be followed by any number of others. The trial's own failures are counted by its attempts' files.
 LOST = RetryPolicy(initial_interval=timedelta(seconds=0.5), backoff_coefficient=1.2, maximum_interval=timedelta(seconds=1.5))
 SHORT = RetryPolicy(initial_interval=timedelta(seconds=0.5), maximum_interval=timedelta(seconds=20), maximum_attempts=50)
@@ -71,6 +74,7 @@ async def _train_on_fleet(request: m.BertFineTuneRequest) -> m.BertFineTuneResul
     """
     assert request.launch.gpu_map is not None
     nodes = list(request.launch.gpu_map)
+    failures = 0
     while True:
         held: dict[str, str] = {}
         try:
@@ -78,7 +82,9 @@ async def _train_on_fleet(request: m.BertFineTuneRequest) -> m.BertFineTuneResul
                 held[host] = await _hold(request, host, request.launch.gpu_map[host])
             return await _on_all_nodes(request, nodes, held)
         except ActivityError as error:
-            if is_cancelled_exception(error) or (isinstance(error.cause, ApplicationError) and error.cause.non_retryable):
+            cause = error.cause
+            failures += isinstance(cause, ApplicationError)  # and not a worker that was lost
+            if is_cancelled_exception(error) or failures >= MOST_FAILURES or (isinstance(cause, ApplicationError) and cause.non_retryable):
                 raise
             workflow.logger.info("%s: the fleet begins again: %s", request.run_id, error.cause)
         finally:
@@ -92,13 +98,18 @@ async def _on_all_nodes(request: m.BertFineTuneRequest, nodes: list[str], held: 
         part = request.model_copy(update={"node_rank": node_rank, "reservation": held[host]})
         launches.append(asyncio.create_task(_fine_tune(part, m.node_queue(host), ONCE)))
     try:
-        results = await asyncio.gather(*launches)
-    except BaseException:
+        await workflow.wait(launches, return_when=asyncio.FIRST_EXCEPTION)
+        # a failure elsewhere ends the first node's part too, and may be a result there
+        await workflow.wait_condition(launches[0].done, timeout=FATE)
+    except TimeoutError:
+        pass
+    finally:
         for launch in launches:
             launch.cancel()
-        await asyncio.gather(*launches, return_exceptions=True)
-        raise
-    return results[0]
+        results = await asyncio.gather(*launches, return_exceptions=True)
+    if isinstance(results[0], m.BertFineTuneResult):
+        return results[0]
+    raise next(result for result in results if isinstance(result, BaseException))
 
 
 async def _hold(request: m.BertFineTuneRequest, host: str, gpus: int) -> str:
@@ -124,7 +135,7 @@ async def _give_back(held: dict[str, str]) -> None:
                 retry_policy=ONCE,
             )
         except ActivityError as error:
-            if not isinstance(error.cause, TimeoutError):
+            if not isinstance(error.cause, ActivityTimeout):
                 raise
 
 

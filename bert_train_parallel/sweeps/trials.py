@@ -12,7 +12,6 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from bert_train_parallel import gpus
 from bert_train_parallel.config import TrainConfig
 from bert_train_parallel.errors import BertTrainParallelError, LaunchFailed, NotWritable, Unreachable, not_writable
 from bert_train_parallel.launching.plan import LaunchRequest, LaunchResult
@@ -22,7 +21,7 @@ from bert_train_parallel.sweeps.folder import SharedFolder
 from bert_train_parallel.sweeps.lease import Fenced, Lease, attempts
 from bert_train_parallel.sweeps.messages import BertFineTuneRequest, BertFineTuneResult, CheckpointInfo, DatasetSnapshotResult, Message
 from bert_train_parallel.sweeps.outcomes import Course, Verdict
-from bert_train_parallel.sweeps.reservations import Reservations, launch_environment, wait_for_gpus
+from bert_train_parallel.sweeps.reservations import Hold, Reservations, launch_environment, wait_for_gpus
 
 TRAINER = (sys.executable, "-P", "-m", "bert_train_parallel")
 # how a source is read is a matter of its store: the trainer is given the store
@@ -112,6 +111,8 @@ class Trials:
         done = trial.finished() if found.outcome == "finished" else trial.hopeless()
         if done:
             return done
+        if request_is_part(trial.request) and found.final:
+            raise LaunchRefused(found.words)
         raise TryAgain(found.words, found.outcome)
 
     async def _train(self, trial: _Trial) -> Verdict:
@@ -119,7 +120,7 @@ class Trials:
         store = await self._store(trial)
         if not store.is_file():
             return Verdict("failed", f"{store} was not made; see {trial.output}")
-        claim = await self._claim(trial)
+        hold = await self._hold(trial)
         try:
             trial.lease.begin()
             return outcomes.verdict(
@@ -127,14 +128,14 @@ class Trials:
                     launch_request(request, trial.command(store), str(trial.home), config.device),
                     trial.output,
                     lambda: trial.tick("training"),
-                    held=(trial.lease.lock, *claim.locks),
-                    environment=launch_environment(claim),
+                    held=(trial.lease.lock, *hold.claim.locks),
+                    environment=launch_environment(hold.claim),
                 )
             )
         finally:
-            claim.release()
+            hold.release()
 
-    async def _claim(self, trial: _Trial) -> gpus.Claim:
+    async def _hold(self, trial: _Trial) -> Hold:
         if trial.request.reservation:
             return self._reservations.take(trial.request.reservation)
         return await wait_for_gpus(trial.request.launch.here_gpus, trial.config.device, lambda: trial.tick("waiting for GPUs"))
@@ -179,10 +180,11 @@ class _Trial:
         self.home_id = home_of_key(folder, trial_key(self.source_config, request, folder), request.run_id)
         self.home = folder.run(self.home_id)
         self.files = RunFiles(self.home, stem)
-        self.output = self.home / "output.log"
-        self.home.mkdir(parents=True, exist_ok=True)
-        gpus_here = request.launch.gpus if not request.node_rank else 0  # the first node counts for the whole fleet
-        self.lease = Lease(self.home if not request.node_rank else self.home / f"node_{request.node_rank}", worker, gpus_here)
+        is_part = request_is_part(request)
+        own = self.home / f"node_{request.node_rank}" if is_part else self.home
+        own.mkdir(parents=True, exist_ok=True)
+        self.output = own / "output.log"
+        self.lease = Lease(own, worker, 0 if is_part else request.launch.gpus)  # the first node counts for the whole fleet
         self.course = Course()
         self._tail = launches.Tail(self.files.progress)
         self.look()
@@ -223,9 +225,9 @@ class _Trial:
 
     def finished(self) -> BertFineTuneResult | None:
         """The result, if it is there, whoever trained it."""
-        if self.request.node_rank:  # the first node says how it went
-            state = "finished" if self.lease.attempt.outcome == "finished" else None
-            return BertFineTuneResult(run_id=self.request.run_id, config=self.request.config) if state else None
+        if request_is_part(self.request):  # the first node says how it went
+            is_over = self.lease.attempt.outcome == "finished"
+            return BertFineTuneResult(run_id=self.request.run_id, config=self.request.config) if is_over else None
         files = self._folder.finished_files(self.home_id)
         if files is None:
             return None
@@ -237,7 +239,9 @@ class _Trial:
         return found.model_copy(update={"same_as": self.home_id, "gpu_seconds": 0.0, "rows_seen": 0, "attempts": 0})
 
     def hopeless(self) -> BertFineTuneResult | None:
-        """The result of a trial that failed for good."""
+        """The result of a trial that failed for good; of several nodes, the first one says that."""
+        if request_is_part(self.request):
+            return None
         failure = outcomes.final_failure(attempts(self.lease.folder))
         return outcomes.failed_result(self.request, *failure, self.home, self.course) if failure else None
 
@@ -254,6 +258,11 @@ class _Trial:
         settings = self.home / "settings.json"
         write_json(settings, self.config.model_dump(mode="json", exclude_defaults=True))
         return (*TRAINER, str(link), "--config", str(settings), "--resume", "--quiet_progress")
+
+
+def request_is_part(request: BertFineTuneRequest) -> bool:
+    """Whether another node, the first one, speaks for the whole launch."""
+    return bool(request.node_rank)
 
 
 def trainer_config(request: BertFineTuneRequest, folder: SharedFolder) -> TrainConfig:
