@@ -70,12 +70,13 @@ def fit(
             watcher.say(note)
     looked_at, saved_at = -math.inf, progress.step
     while not is_over(progress, course):
-        for step in range(progress.step, course.end_of(len(progress.epochs))):
+        end = course.end_of(len(progress.epochs))
+        for step in range(progress.step, end):
             done = strategy.step(course.batch(step), step, course.learning_rate(step))
             progress.step = step + 1
             for note in done.notes:
                 watcher.say(note)
-            must_save = done.stop or (config.checkpoint_every > 0 and progress.step % config.checkpoint_every == 0)
+            must_save = done.stop or (config.checkpoint_every > 0 and progress.step % config.checkpoint_every == 0 and progress.step < end)
             if must_save or _is_due(config, progress.step, done.clock - looked_at):
                 look(strategy, progress, watcher)
                 looked_at = done.clock

@@ -103,8 +103,8 @@ class World:
         values = self.gather(value)
         if len(set(values)) == 1:
             return
-        of_node = {self.hosts[number]: found for number, found in enumerate(values)}
-        shown = ", ".join(f"{host} has {found}" for host, found in of_node.items())
+        seen = zip(self.node_ranks, self.hosts, values, strict=True)
+        shown = ", ".join({node: f"{host} (node {node}) has {found}" for node, host, found in seen}.values())
         raise NodesDisagree(f"{what} differs between nodes: {shown}. {todo}")
 
 

@@ -31,7 +31,7 @@ class TestWorld:
     def __init__(self, processes: list[ForkServerProcess], outputs: list[Path]) -> None:
         self.processes, self.outputs = processes, outputs
 
-    def wait(self, timeout: float = 120) -> list[int]:
+    def wait(self, timeout: float = 200) -> list[int]:
         """Exit codes of all ranks, a signal as in a shell."""
         until = time.monotonic() + timeout
         for process in self.processes:
@@ -48,18 +48,26 @@ class TestWorld:
                     os.kill(process.pid, number)
         if number == signal.SIGKILL:
             for process in self.processes:
-                process.join(10)
+                process.join(60)
 
     def output(self, rank: int | None = None) -> str:
         return "\n".join(path.read_text() for path in (self.outputs if rank is None else [self.outputs[rank]]))
 
 
-def start_world(ranks: int, *arguments: object, folder: Path, patch: Callable[[], None] | None = None, **who: Any) -> TestWorld:
+def start_world(
+    ranks: int,
+    *arguments: object,
+    folder: Path,
+    patch: Callable[[], None] | None = None,
+    of_each: Sequence[Sequence[object]] | None = None,
+    **who: Any,
+) -> TestWorld:
     """Start the command with these arguments in each rank of a world on this machine.
 
     Args:
         folder: for what the ranks print.
         patch: called in each rank before the command; must be importable.
+        of_each: further arguments of each rank, which then is a node of its own.
         who: fields of Rank, such as `attempt` and `job`.
     """
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -71,11 +79,13 @@ def start_world(ranks: int, *arguments: object, folder: Path, patch: Callable[[]
     outputs = [folder / f"rank_{rank}.{time.time_ns()}.txt" for rank in range(ranks)]
     processes = []
     for rank in range(ranks):
-        me = Rank(
-            rank=rank, local_rank=rank, world_size=ranks, local_world_size=ranks, master_port=port, device="cpu", backend="gloo", **who
-        )
+        place = {"local_rank": rank, "local_world_size": ranks}
+        if of_each:
+            place = {"local_rank": 0, "local_world_size": 1, "node_rank": rank, "nodes": ranks}
+        me = Rank(rank=rank, world_size=ranks, master_port=port, device="cpu", backend="gloo", **place, **who)
         environment = (me.to_environ() if ranks > 1 or who else {}) | _for_ranks
-        process = context.Process(target=_rank_main, args=(environment, [str(word) for word in arguments], str(outputs[rank]), patch))
+        words = [str(word) for word in (*arguments, *(of_each[rank] if of_each else ()))]
+        process = context.Process(target=_rank_main, args=(environment, words, str(outputs[rank]), patch))
         process.start()
         processes.append(process)
     return TestWorld(processes, outputs)
@@ -108,7 +118,7 @@ def _rank_main(environment: dict[str, str], arguments: Sequence[str], output: st
     os._exit(code)
 
 
-def wait_for_step(files: RunFiles, step: int, timeout: float = 60) -> None:
+def wait_for_step(files: RunFiles, step: int, timeout: float = 120) -> None:
     """Return when a run has told of a step."""
     until = time.monotonic() + timeout
     while not any(event.step >= step for event in read_events(files.progress)):
@@ -234,3 +244,17 @@ def note_tokens() -> None:
         return outputs
 
     PackedModel.forward = noting  # type: ignore[method-assign]
+
+
+def note_checkpoints() -> None:
+    """A patch: each rank prints which checkpoints it writes."""
+    from bert_train_parallel.training import checkpoints
+
+    write = checkpoints.write
+
+    def noting(folder: Path, step: int, *others: Any) -> Path:
+        place = write(folder, step, *others)
+        print("wrote", place.name)
+        return place
+
+    checkpoints.write = noting
