@@ -21,6 +21,7 @@ from bert_train_parallel.sweeps.server import Address, EmbeddedServer, connect_w
 if TYPE_CHECKING:
     from temporalio.client import Client
 
+_LOOK_S = 0.3
 _AT_ONCE_S = 5.0  # a worker that ends sooner than this after its start has a fault that another start does not mend
 _MOST_STARTS = 5
 
@@ -92,7 +93,10 @@ class WorkerProcess:
 async def local(folder: Path, trials: int, grace_s: float = 15.0) -> AsyncIterator[Local]:
     """A client of the folder's embedded server, with a worker for `trials` at a time; both end with the block.
 
-    SIGTERM and SIGHUP end the block as Ctrl-C does.
+    What dies meanwhile is started again. SIGTERM and SIGHUP end the block as Ctrl-C does.
+
+    Raises:
+        LaunchFailed: the worker cannot be kept up.
     """
     task = asyncio.current_task()
     assert task is not None
@@ -100,11 +104,24 @@ async def local(folder: Path, trials: int, grace_s: float = 15.0) -> AsyncIterat
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     folder = folder.resolve()
     server, worker = EmbeddedServer(folder), WorkerProcess(folder, trials)
+    caretaker: asyncio.Task[None] | None = None
     try:
-        client = await connect_when_ready(server)
-        found = Local(client, server, worker)
-        found.keep_up()
+        found = Local(await connect_when_ready(server), server, worker)
+        caretaker = asyncio.create_task(_take_care(found))
+        caretaker.add_done_callback(lambda ended: ended.cancelled() or task.cancel())
         yield found
+    except asyncio.CancelledError:
+        if caretaker is not None and caretaker.done() and not caretaker.cancelled():
+            caretaker.result()  # the reason why the block was ended
+        raise
     finally:
+        if caretaker is not None:
+            caretaker.cancel()
         worker.stop(grace_s)
         server.stop()
+
+
+async def _take_care(found: Local) -> None:
+    while True:
+        found.keep_up()
+        await asyncio.sleep(_LOOK_S)

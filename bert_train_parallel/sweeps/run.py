@@ -65,7 +65,7 @@ async def _run(request: m.SweepRequest, folder: Path) -> m.SweepResult:
     write_json(place / REQUEST, request.model_dump(mode="json"))
     async with local(folder, trials_at_once(request), request.launch.grace_s + 5) as here:
         await start(here.client, request)
-        return await watching.follow(here.client, request.experiment_id, here.page, here.keep_up)
+        return await watching.follow(here.client, request.experiment_id, here.page)
 
 
 async def start(client: Client, request: m.SweepRequest, patience_s: float = 60.0) -> None:
@@ -138,8 +138,4 @@ async def _coordinate(given: m.CoordinatorWorkflowInput, name: str, folder: Path
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
         )
         print(f"{len(given.configs)} configurations, {trials} at a time; Temporal's page: {here.page}/namespaces/default/workflows/{place}")
-        result = asyncio.ensure_future(handle.result())
-        while not result.done():
-            here.keep_up()
-            await asyncio.wait({result}, timeout=watching.LOOK_S)
-        return list(await result)
+        return list(await watching.outcome(handle))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
@@ -114,22 +113,20 @@ class Screen:
         self._drawn = len(shown)
 
 
-async def follow(client: Client, experiment_id: str, page: str = "", keep_up: Callable[[], None] = lambda: None) -> m.SweepResult:
+async def follow(client: Client, experiment_id: str, page: str = "") -> m.SweepResult:
     """Show a sweep until it ends; gives its result.
 
-    Args:
-        keep_up: called about once a second, to see after processes that the sweep needs.
     Raises:
         BertTrainParallelError: the sweep failed as a whole, or was cancelled or terminated.
     """
     handle, screen, silent = sweep_handle(client, experiment_id), Screen(), False
     while True:
-        keep_up()
         try:
             status = (await handle.describe()).status
             if status != RUNNING:
                 screen.clear()
-                return await result_of(handle)
+                result: m.SweepResult = await result_of(handle)
+                return result
             screen.show(await look(client, experiment_id, page))
             silent = False
         except RPCError as error:
@@ -141,7 +138,16 @@ async def follow(client: Client, experiment_id: str, page: str = "", keep_up: Ca
         await asyncio.sleep(LOOK_S)
 
 
-async def result_of(handle: WorkflowHandle[Any, m.SweepResult]) -> m.SweepResult:
+async def outcome(handle: WorkflowHandle[Any, Any]) -> Any:
+    """Wait for the result of a workflow, over restarts of its server; raises as `result_of` does."""
+    while True:
+        try:
+            return await result_of(handle)
+        except RPCError:
+            await asyncio.sleep(LOOK_S)
+
+
+async def result_of(handle: WorkflowHandle[Any, Any]) -> Any:
     """The result of a workflow that has ended.
 
     Raises:
