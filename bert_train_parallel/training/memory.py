@@ -36,7 +36,7 @@ def find_room(heaviest: IntArray, tokens_of: Callable[[IntArray], int], attempt:
     each_token = (torch.cuda.max_memory_allocated(device) - before) / tokens_of(rows)
     free, total = torch.cuda.mem_get_info(device)
     others = total - free - torch.cuda.memory_reserved(device)
-    moments = 2 * before  # of AdamW, which come with the first step: not more than twice what parameters and gradients take
+    moments = before  # of AdamW, which come with the first step: two for each parameter, as its value and its gradient are two
     usable = total * _SAFE * _AFTER_RESTART**world.rank.attempt - others - before - moments
     return max(tokens_of(rows[:1]), int(usable / each_token) if usable > 0 else 0)
 

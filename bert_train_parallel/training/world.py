@@ -150,6 +150,9 @@ def choose_device(asked: str, rank: Rank) -> torch.device:
         BadSetting: it is not there.
     """
     kind = asked if asked != "auto" else rank.device
+    instance = own_instance(os.environ.get("CUDA_VISIBLE_DEVICES", ""), rank.local_rank)
+    if instance:
+        os.environ["CUDA_VISIBLE_DEVICES"] = instance
     if kind == "auto":
         kind = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if kind == "cuda":
@@ -165,6 +168,16 @@ def choose_device(asked: str, rank: Rank) -> torch.device:
     if kind == "mps" and rank.world_size > 1:
         raise BadSetting("A Metal GPU cannot average gradients with other processes. Type --device cpu, or train on it alone.")
     return torch.device(kind)
+
+
+def own_instance(visible: str, local_rank: int) -> str | None:
+    """This rank's MIG instance, where it is one of several: CUDA shows a process only the first that it is given.
+
+    >>> own_instance("MIG-a1,MIG-a2", 1), own_instance("GPU-b,GPU-c", 1), own_instance("MIG-a1", 0)
+    ('MIG-a2', None, None)
+    """
+    given = [name.strip() for name in visible.split(",")]
+    return given[local_rank] if 1 < len(given) > local_rank and any(name.startswith("MIG-") for name in given) else None
 
 
 def set_threads(asked: int | None, rank: Rank) -> int:
