@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -191,3 +193,17 @@ def test_killed_before_its_first_checkpoint_a_run_that_went_on_from_another_does
     worlds.run_world(1, source, *longer, *flags, folder=tmp_path)
     assert [event.step for event in worlds.events(long, "start")] == [16, 16]
     assert long.is_finished
+
+
+@pytest.mark.slow
+def test_preparing_and_finding_a_run_finished_load_no_torch(source: Path, tiny_model: Path, tmp_path: Path) -> None:
+    flags = [str(source), "--model", str(tiny_model), "--max_steps", "2", "--no_export"]
+    script = "import sys\nfrom bert_train_parallel.training.cli import main\ncode = main(sys.argv[1:])\nprint('torch' in sys.modules, code)"
+
+    def loads_torch(*more: str) -> str:
+        done = subprocess.run([sys.executable, "-c", script, *flags, *more], capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()[-1]
+
+    assert loads_torch("--preponly") == "False 0"
+    worlds.run_world(1, *flags, folder=tmp_path)
+    assert loads_torch("--resume") == "False 0"
