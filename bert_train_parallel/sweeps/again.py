@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from temporalio.client import Client, WorkflowHistory
 
@@ -63,11 +65,22 @@ def run_again(chain: Sequence[m.BertFineTuneRequest], folder: SharedFolder) -> i
         again = _times(request.run_id, folder)
         names[request.run_id] = f"{request.run_id}-again{again}"
         earlier = request.from_run and names[request.from_run]
-        renamed = request.model_copy(update={"run_id": names[request.run_id], "again": again, "from_run": earlier})
+        config = request.config.model_copy(update={"settings": request.config.settings | _machine_of(request.run_id, folder)})
+        renamed = request.model_copy(update={"run_id": names[request.run_id], "again": again, "from_run": earlier, "config": config})
         result = asyncio.run(_train(renamed, folder))
         if result.state != "finished":
             raise LaunchFailed(f"{renamed.run_id}: {result.state}: {result.error}", 1)
     return _compare(folder, chain[-1].run_id, names[chain[-1].run_id])
+
+
+def _machine_of(run_id: str, folder: SharedFolder) -> dict[str, Any]:
+    """What the last digits depend on beside what was asked: threads, and the library of matrix products."""
+    files = folder.finished_files(home_of(folder, run_id))
+    if files is None:
+        return {}
+    world = json.loads(files.result.read_text(encoding="utf-8")).get("world", {})
+    found = {"threads": world.get("threads"), "matmul": world.get("matmul")}
+    return {name: value for name, value in found.items() if value}
 
 
 def _times(run_id: str, folder: SharedFolder) -> int:

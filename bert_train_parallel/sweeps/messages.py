@@ -116,10 +116,10 @@ class BertFineTuneConfig(Message):
         return self
 
     def train_config(self) -> TrainConfig:
-        """The same for the trainer; shares are equal unless asked otherwise, so that a trial can be repeated."""
+        """The same for the trainer. What it would decide by a clock is fixed unless asked otherwise, so that a trial can be repeated."""
         found = {setting: getattr(self, field) for field, setting in _SETTING_OF.items()}
         found |= {"dataset_config": self.dataset_config_name, "validation_file": self.validation_file, "test_file": self.test_file}
-        return TrainConfig.model_validate({"shares": "equal"} | found | ({} if self.use_gpu else {"device": "cpu"}) | self.settings)
+        return TrainConfig.model_validate(_BY_NO_CLOCK | found | ({} if self.use_gpu else {"device": "cpu"}) | self.settings)
 
     def with_values(self, values: Values) -> BertFineTuneConfig:
         """The config with settings of a trial in place of its own.
@@ -152,6 +152,7 @@ _SETTING_OF = {
     "shuffle_before_select": "shuffle_before_select",
     "seed": "seed",
 }
+_BY_NO_CLOCK = {"shares": "equal", "matmul": "mkl"}
 # where a run's files are, and how it goes on, is for the sweep to say
 _NOT_FOR_A_TRIAL = {"resume", "from_run", "run", "output_dir", "logfile", "validation_file", "test_file", "dataset_config", "profile"}
 
