@@ -30,6 +30,25 @@ def in_a_process(body: Callable[[], int]) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
+@pytest.mark.parametrize(
+    ("body", "code", "said"),
+    [
+        ("return 3", 3, "begun"),
+        ("raise SystemExit(2)", 2, "begun"),
+        ("raise SystemExit('no')", 1, "begun"),
+        ("raise KeyError('gone')", 1, "KeyError: 'gone'"),
+    ],
+)
+def test_a_rank_ends_with_its_code_whatever_would_happen_while_python_finalises(body: str, code: int, said: str) -> None:
+    script = (
+        "import atexit, os\nfrom bert_train_parallel.processes import end_with\natexit.register(os.abort)\n"
+        f"def body():\n    print('begun')\n    {body}\nend_with(body)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == code
+    assert said in done.stdout + done.stderr
+
+
 def test_descendants_are_found_through_orphans_and_sessions() -> None:
     def body() -> int:
         processes.adopt_orphans()

@@ -13,6 +13,7 @@ from pathlib import Path
 from bert_train_parallel.command_line import Parser
 from bert_train_parallel.config import TrainConfig, add_arguments, read_settings
 from bert_train_parallel.errors import BertTrainParallelError, run_command
+from bert_train_parallel.processes import end_with
 from bert_train_parallel.rank import Rank
 from bert_train_parallel.training.api import prepare, train
 
@@ -22,7 +23,11 @@ _FIRST_SPEAKS_S = 1.5  # a node's first rank fails alike in most cases, and says
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Fine-tune a BERT on labelled texts, test it, and write what came out beside the input."""
-    return run_command(_NAME, lambda: _told_to_launcher(lambda: _run(argv)))
+
+    def command() -> int:
+        return run_command(_NAME, lambda: _told_to_launcher(lambda: _run(argv)))
+
+    return command() if os.environ.get("WORLD_SIZE", "1") == "1" else end_with(command)
 
 
 def _run(argv: Sequence[str] | None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -11,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from bert_train_parallel.errors import LaunchFailed, run_command
+from bert_train_parallel.processes import end_with
 from bert_train_parallel.rank import Rank
 
 LARGEST = 256 << 20  # bytes
@@ -84,4 +84,4 @@ def report(rank: Rank, backend: str, latency: float, size: int, duration: float)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_with(main)
