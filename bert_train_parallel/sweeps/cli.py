@@ -247,7 +247,7 @@ def _infer(arguments: argparse.Namespace) -> None:
     found = asyncio.run(infer(request, folder, lambda: None))
     labels = found.label_names or [""] * len(found.texts)
     for text, label, confidence in zip(found.texts, labels, found.confidences, strict=True):
-        print(f"{confidence:.4f}  {label}  {text}".replace("    ", "  "))
+        print(f"{label}  {confidence:.4f}  {text}".strip())
 
 
 def _with_client(arguments: argparse.Namespace, body: Callable[[Client], Awaitable[Any]], starts_server: bool = False) -> Any:

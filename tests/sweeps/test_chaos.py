@@ -24,6 +24,7 @@ import pytest
 
 from bert_train_parallel.progress import read_events
 from bert_train_parallel.sweeps import lease
+from bert_train_parallel.sweeps.cli import main
 
 LONG = bool(os.environ.get("LONG_CHAOS"))
 TRIALS, KILLS = (12, 30) if LONG else (3, 4)
@@ -185,6 +186,8 @@ def test_a_sweep_under_kills_finds_what_an_undisturbed_one_finds(tiny_model: Pat
     while left_over(rough) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert left_over(rough) == []
+    Path(json.loads(path.read_text())["base"]["fine_tune_config"]["dataset_name"]).unlink()
+    assert main(["rerun", "chaos", "0", "--output_dir", str(rough)]) == 0  # the same predictions, from history and snapshot alone
     if LONG:
         report(disturbed, calm_s, time.monotonic() - began - calm_s, again)
 
