@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Sequence
@@ -76,8 +77,8 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
             parts = [float(part) for part in value]
         except (TypeError, ValueError):
             raise ValueError("three numbers are expected, such as 80/10/10") from None
-        if len(parts) != 3 or min(parts) < 0 or not sum(parts) > 0 or parts[0] <= 0:
-            raise ValueError("three numbers are expected, the first above 0, such as 80/10/10")
+        if len(parts) != 3 or not all(0 <= part < math.inf for part in parts) or parts[0] <= 0 or sum(parts) == parts[0]:
+            raise ValueError("three numbers are expected, the first and one of the others above 0, such as 80/10/10")
         return tuple(part / sum(parts) for part in parts)
 
     @field_validator("delimiter")
@@ -91,7 +92,7 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     @model_validator(mode="after")
     def _stride_fits(self) -> Self:
         if self.stride and self.stride >= self.sequence_len - 2:
-            raise ValueError(f"stride: {self.stride} leaves no room for new tokens in rows of {self.sequence_len}; use at most half")
+            raise ValueError(f"--stride {self.stride} leaves no room for new tokens in rows of {self.sequence_len}; use at most half")
         return self
 
     def spec(self) -> dict[str, Any]:
@@ -105,11 +106,13 @@ class TrainConfig(DataConfig, frozen=True, extra="forbid"):
 
     epochs: int = setting(3, "model", "Passes over the training samples.", ["-e", "--epoch"], ge=1)
     batch_size: int = setting(32, "model", "Rows per optimizer step, over the whole world.", ge=1)
-    learning_rate: float = setting(5e-5, "model", "Peak learning rate of AdamW.", ["--lr"], gt=0)
+    learning_rate: float = setting(5e-5, "model", "Peak learning rate of AdamW.", ["--lr"], gt=0, allow_inf_nan=False)
     schedule: Literal["linear", "cosine", "constant"] = setting("linear", "model", "Course of the learning rate after the warm-up.")
     warmup: float = setting(0.1, "model", "Share of all steps in which the learning rate rises from 0.", ["--warmup_ratio"], ge=0, le=1)
-    weight_decay: float = setting(0.01, "model", "Decoupled weight decay; none for biases and layer norms.", ge=0)
-    clip_norm: float = setting(1.0, "model", "Largest norm of the gradient; 0 for no clipping.", ["--max_grad_norm"], ge=0)
+    weight_decay: float = setting(0.01, "model", "Decoupled weight decay; none for biases and layer norms.", ge=0, allow_inf_nan=False)
+    clip_norm: float = setting(
+        1.0, "model", "Largest norm of the gradient; 0 for no clipping.", ["--max_grad_norm"], ge=0, allow_inf_nan=False
+    )
     seed: int = setting(0, "model", "Seed of the new head, the order of the rows and the dropout.", ge=0)
     max_steps: int | None = setting(None, "model", "Stop after this many optimizer steps.", ge=1)
     dropout: float | None = setting(None, "model", "Hidden dropout; the model's own when left out.", ge=0, lt=1)
@@ -163,7 +166,7 @@ class TrainConfig(DataConfig, frozen=True, extra="forbid"):
                 value = json.loads(value)
             except ValueError as error:
                 raise ValueError(f"not JSON: {error}") from None
-        if isinstance(value, dict) and any(not isinstance(weight, int | float) or weight < 0 for weight in value.values()):
+        if isinstance(value, dict) and any(not isinstance(weight, int | float) or not 0 <= weight < math.inf for weight in value.values()):
             raise ValueError("weights are numbers from 0 up")
         return value
 
@@ -302,7 +305,7 @@ def read_json_settings(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise BadSetting(f"--config {path}: there is no such file.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadSetting(f"--config {path} cannot be read as JSON: {error}") from None
     if not isinstance(found, dict):
         raise BadSetting(f'--config {path} holds a {type(found).__name__}; an object such as {{"epochs": 2}} is expected.')

@@ -126,20 +126,41 @@ class StoppedBySignal(TrainingStopped):
         return str(self.args[0])
 
 
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
+_NO_PLACE = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}  # a file where a folder should be, and the like
 
 
-def not_writable(error: OSError, path: object) -> NotWritable | None:
-    """The sentence for a full disk or a forbidden place; None when the error is something else.
+def not_writable(error: OSError, path: str | os.PathLike[str], flag: str = "--output_dir") -> NotWritable | None:
+    """The sentence for a full disk, a forbidden place or one that cannot be; None when the error is something else.
+
+    Args:
+        flag: that names another place.
 
     >>> str(not_writable(OSError(errno.ENOSPC, "No space left on device"), "/data/run"))
     '/data/run: no space left on device. Free some, or name another place with --output_dir.'
+    >>> str(not_writable(FileNotFoundError(errno.ENOENT, "No such file or directory"), "/no/such/log.txt", "--logfile"))
+    '/no/such/log.txt: its folder is not there. Name another place with --logfile.'
     """
-    if error.errno not in _NO_ROOM:
-        return None
     reason = (error.strerror or str(error)).lower()
-    todo = "Free some" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Make it writable"
-    return NotWritable(f"{path}: {reason}. {todo}, or name another place with --output_dir.")
+    if error.errno in _FULL:
+        return NotWritable(f"{path}: {reason}. Free some, or name another place with {flag}.")
+    if error.errno in _FORBIDDEN:
+        return NotWritable(f"{path}: {reason}. Make it writable, or name another place with {flag}.")
+    if error.errno in _NO_PLACE:
+        return NotWritable(f"{path} cannot be written: {reason}. Name another place with {flag}.")
+    if error.errno == errno.ENOENT and not os.path.isdir(os.path.dirname(os.fspath(path)) or "."):
+        return NotWritable(f"{path}: its folder is not there. Name another place with {flag}.")
+    return None
+
+
+def one_line(text: str) -> str:
+    r"""A sentence as one line, whatever the names in it hold.
+
+    >>> print(one_line("two\nlines.csv: there is no such file."))
+    two\nlines.csv: there is no such file.
+    """
+    return "".join(mark if mark.isprintable() else mark.encode("unicode_escape").decode() for mark in text)
 
 
 def run_command(name: str, body: Callable[[], int | None]) -> int:
@@ -153,7 +174,7 @@ def run_command(name: str, body: Callable[[], int | None]) -> int:
         sys.stdout.flush()
         return code
     except BertTrainParallelError as error:
-        print(f"{name}: {error}", file=sys.stderr)
+        print(f"{name}: {one_line(str(error)) if error.kind == BertTrainParallelError.kind else error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"{name}: stopped by Ctrl-C.", file=sys.stderr)
@@ -162,7 +183,7 @@ def run_command(name: str, body: Callable[[], int | None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except OSError as error:
-        sentence = not_writable(error, error.filename or "output")
+        sentence = not_writable(error, error.filename or "output") if error.errno in _FULL | _FORBIDDEN else None
         if sentence is None:
             raise
         print(f"{name}: {sentence}", file=sys.stderr)

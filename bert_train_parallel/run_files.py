@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -28,6 +29,7 @@ _PARTS = (
     "_provenance",
     "_RESULT.json",
 )
+_LONGEST_STEM = 200  # bytes: 255 that file systems take, less the longest ending, a number, and what a file is called while it is written
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,12 @@ class RunFiles:
         return self.result.exists() or self.stats.exists() or (self.checkpoints.is_dir() and any(self.checkpoints.iterdir()))
 
     @property
+    def is_free(self) -> bool:
+        """Whether a new run may take this name: nothing that is there, of a run or of someone else, would be written over."""
+        kept = (self.predictions, self.saved_model, self.model_folder)
+        return not (self.has_begun or any(path.exists() for path in kept) or self.progress.is_dir())
+
+    @property
     def is_finished(self) -> bool:
         return self.result.exists()
 
@@ -111,16 +119,15 @@ class RunFiles:
 
     def first_free(self) -> RunFiles:
         """The name for a new run, so that an earlier one is never overwritten."""
-        return next(files for files in self.numbered() if not files.has_begun)
+        return next(files for files in self.numbered() if files.is_free)
+
+    def begun(self) -> list[RunFiles]:
+        """All runs under this name or a number of it, the oldest first."""
+        return [files for files in itertools.takewhile(lambda files: not files.is_free, self.numbered()) if files.has_begun]
 
     def newest_begun(self) -> RunFiles | None:
         """The last run under this name or a number of it; None before the first."""
-        newest = None
-        for files in self.numbered():
-            if not files.has_begun:
-                return newest
-            newest = files
-        raise AssertionError("numbered() has no end")
+        return next(reversed(self.begun()), None)
 
     @classmethod
     def of(cls, path: Path) -> RunFiles:
@@ -141,30 +148,38 @@ def run_files(source: str, output_dir: str | None = None, run: str | None = None
     """
     if run is not None and not re.fullmatch(r"[A-Za-z0-9._-]{1,80}", run):
         raise BadSetting(f"--run {run!r}: use letters, digits, '.', '_' and '-' only, at most 80.")
+    stem = store_stem(source) + (f"-{run}" if run else "")
+    if len(os.fsencode(stem)) > _LONGEST_STEM:
+        raise BadSetting(
+            f"{source}: files of a run would have names longer than a file system takes. Give the source a shorter name: "
+            f"at most {_LONGEST_STEM} bytes, with --run."
+        )
     path = Path(source)
-    folder = Path(output_dir) if output_dir else (path.parent if path.exists() or path.suffix else Path("."))
-    stem = store_stem(source)
-    return RunFiles(folder, f"{stem}-{run}" if run else stem)
+    is_file = os.path.exists(path) or path.suffix != ""
+    folder = Path(output_dir) if output_dir else (path.parent if is_file else Path("."))
+    return RunFiles(folder, stem)
 
 
 def store_stem(source: str) -> str:
     """The common part of the names of a source's store and runs.
 
-    >>> store_stem("data/leanings.csv"), store_stem("stanfordnlp/sst2"), store_stem("texts.jsonl.gz")
-    ('leanings', 'sst2', 'texts')
+    >>> store_stem("data/leanings.csv"), store_stem("stanfordnlp/sst2"), store_stem("TEXTS.JSONL.gz")
+    ('leanings', 'sst2', 'TEXTS')
     """
     stem = Path(source.rstrip("/")).name
     for suffix in (".gz", ".csv", ".tsv", ".tab", ".txt", ".jsonl", ".json", ".parquet", ".sqlite"):
-        stem = stem.removesuffix(suffix)
+        stem = stem[: -len(suffix)] if stem.lower().endswith(suffix) else stem
     return stem or "data"
 
 
 @contextlib.contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
+def written_aside(path: Path, flag: str = "--output_dir") -> Iterator[Path]:
     """A path to write to, in the same folder; renamed to `path` when the block ends well, else removed.
 
     Readers see the old file or the new one, never a part of one; the data reaches the disk before the name does.
 
+    Args:
+        flag: that names another place, for the sentence.
     Raises:
         NotWritable: the folder is read-only or the disk is full.
     """
@@ -177,7 +192,7 @@ def written_aside(path: Path) -> Iterator[Path]:
         os.replace(aside, path)
         sync_folder(path.parent)
     except OSError as error:
-        raise not_writable(error, path) or error from error
+        raise not_writable(error, path, flag) or error from error
     finally:
         with contextlib.suppress(OSError):
             aside.unlink(missing_ok=True)
@@ -196,9 +211,9 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str, flag: str = "--output_dir") -> None:
     """Write a whole text file, complete or not at all."""
-    with written_aside(path) as aside:
+    with written_aside(path, flag) as aside:
         aside.write_text(text, encoding="utf-8")
 
 

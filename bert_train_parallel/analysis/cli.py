@@ -56,7 +56,7 @@ def _run(args: argparse.Namespace) -> None:
         parts.append(f"Report: {report}")
     text = "\n\n".join(parts)
     if args.logfile is not None:
-        write_text(args.logfile, text + "\n")
+        write_text(args.logfile, text + "\n", "--logfile")
     print(text)
 
 

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from bert_train_parallel.config import DataConfig
 from bert_train_parallel.data.folding import Folded, fold_texts
-from bert_train_parallel.data.labels import LabelReader, Labels
+from bert_train_parallel.data.labels import LabelReader, Labels, advice_on_numbers
 from bert_train_parallel.data.sources import Sample, Source
 from bert_train_parallel.data.split import SPLITS, split_samples
 from bert_train_parallel.data.store import StoreWriter, store_writer
@@ -175,13 +175,15 @@ class Draft:
     def _check_classes(self, labels: Labels, lines: npt.NDArray[np.int64]) -> None:
         """
         Raises:
-            BadSource: one class only, a class of one sample that is to be split, or a class that nothing teaches.
+            BadSource: one class or number only, a class of one sample that is to be split, or a class that nothing teaches.
         """
-        if labels.task_type == "regression":
-            return
         name = self._sources[0].name
         column = self._sources[0].column_names["label"]
         first = self._bounds()[0]
+        if labels.task_type == "regression":
+            if len(np.unique(labels.values[first])) < 2:
+                raise BadSource(f"{name}: every sample has the number {labels.values[0]:g} (column {column!r}); name another with --label.")
+            return
         counts = np.bincount(labels.values[first], minlength=len(labels.names))
         for source, bounds in zip(self._sources[1:], self._bounds()[1:], strict=True):
             unknown = np.flatnonzero(counts[labels.values[bounds]] == 0)
@@ -198,11 +200,12 @@ class Draft:
             )
         alone = np.flatnonzero(counts == 1)
         if len(alone) and sum(self._shares()[1:]) > 0:
-            shown = ", ".join(f"{labels.names[code]!r} (line {lines[first][labels.values[first] == code][0]})" for code in alone[:3])
-            raise BadSource(
-                f"{name}: {len(alone)} of {len(labels.names)} classes have one sample only: {shown}{', ...' if len(alone) > 3 else ''}. "
+            advice = advice_on_numbers(labels.names) or (
                 f"A class is to be learned and tested: leave these lines out, correct them, or name another column than {column!r}."
             )
+            few = ", ".join(f"{labels.names[code]!r} (line {lines[first][labels.values[first] == code][0]})" for code in alone[:3])
+            more = ", ..." if len(alone) > 3 else ""
+            raise BadSource(f"{name}: {len(alone)} of {len(labels.names)} classes have one sample only: {few}{more}. {advice}")
 
     def _shares(self) -> tuple[float, float, float]:
         """Of the first source: what goes to each split that no other source gives."""

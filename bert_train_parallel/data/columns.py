@@ -91,6 +91,8 @@ def _by_name(table: Table, what: str, names: Sequence[str], taken: Sequence[int]
     free = {number: column.lower() for number, column in enumerate(table.columns) if number not in taken}
     first = [number for number, column in free.items() if column == names[0]]
     found = first or [number for number, column in free.items() if column in names]
+    if len(found) > 1 and len({table.columns[number] for number in found}) == 1:
+        raise BadSource(f"{table.name} has {len(found)} columns named {table.columns[found[0]]!r}; give them different names.")
     if len(found) > 1:
         raise BadSource(f"{table.name} has several columns that could be the {what}. Type {_choices(table, what, found)}.")
     return found[0] if found else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -97,6 +98,28 @@ class LabelReader:
         place = {name: code for code, name in enumerate(names)}
         final = np.array([place[named[label]] for label in self._code_of], np.int32)
         return Labels("classification", final[codes], tuple(names))
+
+
+def advice_on_numbers(names: Sequence[str]) -> str:
+    """What to do where classes look like numbers that were meant to be learned as such; empty where they do not.
+
+    >>> advice_on_numbers(["0.5", "0.7", "1.2", "high"])
+    "All of the labels but 'high' are numbers: to learn numbers, correct it or type --task_type regression, which leaves such lines out."
+    >>> advice_on_numbers(["0,5", "0,7"])
+    'They look like numbers with a decimal comma: to learn numbers, write a point in its place.'
+    >>> advice_on_numbers(["ham", "spam"]), advice_on_numbers(["1", "2"])
+    ('', '')
+    """
+    others = [name for name in names if _number(name) is None]
+    if others and all(_number(name.replace(",", ".", 1)) is not None for name in others):
+        return "They look like numbers with a decimal comma: to learn numbers, write a point in its place."
+    if not 0 < len(others) <= len(names) / 4:
+        return ""
+    shown = ", ".join(map(repr, others[:3])) + (", ..." if len(others) > 3 else "")
+    return (
+        f"All of the labels but {shown} are numbers: to learn numbers, correct {'it' if len(others) == 1 else 'them'} "
+        "or type --task_type regression, which leaves such lines out."
+    )
 
 
 def _number(label: str) -> float | None:

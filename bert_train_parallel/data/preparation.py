@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from bert_train_parallel.data.sources import check_exists, open_source
 from bert_train_parallel.data.store import Store, forget_mapped_tokens
 from bert_train_parallel.data.store_lock import only_builder
 from bert_train_parallel.data.stored import open_stored, read_settings_of
-from bert_train_parallel.data.table import spaced
+from bert_train_parallel.data.table import shown, spaced
 from bert_train_parallel.data.tokenizing import TextTokenizer, load_tokenizer
 from bert_train_parallel.errors import BadSource, BadStore, DamagedStore
 from bert_train_parallel.run_files import run_files, store_stem, written_aside
@@ -82,7 +83,7 @@ def _origin(source: str, path: Path, say: Say) -> Store | str:
     """
     given = Path(source)
     if given.suffix == ".sqlite":
-        if given.exists():
+        if os.path.exists(given):  # unlike Path's own, false for names that no file can have
             return Store.open(given)
         siblings = [file for ending in _SIBLINGS if (file := given.with_suffix(ending)).is_file()]
         if len(siblings) != 1:
@@ -90,7 +91,7 @@ def _origin(source: str, path: Path, say: Say) -> Store | str:
             raise BadSource(f"{source}: there is no such store.{choice}")
         say(f"{source} is not there yet: it is built from {siblings[0]}")
         return str(siblings[0])
-    if not given.exists() and path.is_file():
+    if not os.path.exists(given) and os.path.isfile(path):
         store = Store.open(path)
         first = store.about["sources"][0]
         if "sha256" in first and first["name"] == given.name:
@@ -106,7 +107,7 @@ def _fitting(path: Path, origin: Store | str, config: DataConfig, tokenizer: Tex
     Raises:
         BadStore: the file there is none of ours, and is not to be lost.
     """
-    if not path.exists():
+    if not os.path.exists(path):
         return None
     try:
         store = Store.open(path)
@@ -189,6 +190,6 @@ def _summary(store: Store) -> str:
     counts = ", ".join(f"{split} {spaced(samples)}" for split, (samples, _, _) in store.counts.items())
     samples = sum(samples for samples, _, _ in store.counts.values())
     rows = sum(rows for _, rows, _ in store.counts.values())
-    names = ", ".join(store.label_names[:6]) + (", ..." if len(store.label_names) > 6 else "")
+    names = ", ".join(map(shown, store.label_names[:6])) + (", ..." if len(store.label_names) > 6 else "")
     what = f"{len(store.label_names)} labels ({names})" if store.label_names else "a number to predict"
     return f"{store.path}: {spaced(samples)} samples ({counts}) in {spaced(rows)} rows; {what}"

@@ -34,6 +34,8 @@ def open_json(file: TextFile, name: str) -> Table:
     if not look:
         raise BadSource(f'{name} has no {"entries" if is_array else "lines"} of JSON such as {{"text": "...", "label": "..."}}.')
     columns = tuple(dict.fromkeys(key for found in look for key in found))
+    if not columns:
+        raise BadSource(f'{name} has JSON objects without keys only; such as {{"text": "...", "label": "..."}} are expected.')
     return Table(
         name=name,
         columns=columns,

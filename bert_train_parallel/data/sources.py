@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
+import decimal
 import difflib
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -81,9 +84,9 @@ class Source:
             pair = _text(cells[1]) if has_pair else None
             label = _label(cells[-1]) if has_label else None
             if not text or text.isspace() or (has_pair and (not pair or pair.isspace())):
-                bad.add(line, "without text")
+                bad.add(line, _lacking("text", cells[0] if not text or not has_pair else cells[1]))
             elif has_label and not label:
-                bad.add(line, "without label")
+                bad.add(line, _lacking("label", cells[-1]))
             elif label and not accepts(label):
                 bad.add(line, "whose label is not a number")
             elif _too_long(text, most) or (pair and _too_long(pair, most)) or (label and _too_long(label, most)):
@@ -93,10 +96,21 @@ class Source:
 
 
 def _text(cell: Any) -> str | None:
-    """A text as it is; a number in its place is written out, anything else is no text."""
+    """A text as it is, also where it is stored as bytes; a number or a date in its place is written out, anything else is no text."""
     if isinstance(cell, str):
         return cell
-    return str(cell) if isinstance(cell, int | float) and cell == cell else None
+    if isinstance(cell, bytes):
+        return cell.decode(errors="replace")
+    return str(cell) if isinstance(cell, int | float | decimal.Decimal | datetime.date) and cell == cell else None
+
+
+def _lacking(what: str, cell: Any) -> str:
+    """
+    >>> _lacking("text", None), _lacking("label", ["ham"])
+    ('without text', 'whose label is a list')
+    """
+    kind = "a list" if isinstance(cell, list | tuple) else "an object" if isinstance(cell, dict) else ""
+    return f"whose {what} is {kind}" if kind else f"without {what}"
 
 
 def _label(cell: Any) -> str | None:
@@ -129,9 +143,16 @@ def open_source(config: DataConfig, name: str, labelled: bool = True, say: Calla
 
 
 def check_exists(name: str) -> None:
-    """Raises BadSource for a name that can only be a file or a folder, and is not there."""
+    """Raises BadSource for a name that can only be a file or a folder, and is not there or is neither."""
+    if not name.strip():
+        raise BadSource("The name of the source is empty; a file, a folder or a data set is expected.")
+    if re.match(r"\w+://", name):
+        raise BadSource(f"{name} is an address; a file is expected. Fetch it first, then name the file.")
     path = Path(name)
-    if not path.exists() and (_FILE_NAME.fullmatch(path.name) or name.count("/") > 1 or name.startswith(("/", "~", "."))):
+    is_there = os.path.exists(path)  # unlike Path's own, false for names that no file can have
+    if name == "-" or (is_there and not path.is_file() and not path.is_dir()):
+        raise BadSource(f"{name} is a stream or a device, which can be read once only; a file is expected. Write it to one first.")
+    if not is_there and (_FILE_NAME.fullmatch(path.name) or name.count("/") > 1 or name.startswith(("/", "~", "."))):
         raise BadSource(_missing(path))
 
 
@@ -164,5 +185,6 @@ def open_file(config: DataConfig, name: str) -> Table:
 
 
 def _missing(path: Path) -> str:
-    near = difflib.get_close_matches(path.name, [file.name for file in path.parent.iterdir()], 1) if path.parent.is_dir() else []
+    beside = [file.name for file in path.parent.iterdir()] if os.path.isdir(path.parent) else []
+    near = difflib.get_close_matches(path.name, beside, 1)
     return f"{path}: there is no such file." + (f" Did you mean {path.with_name(near[0])}?" if near else "")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bert_train_parallel.errors import BadSource
+from bert_train_parallel.errors import BadSource, one_line
 
 _SHOWN = 5  # line numbers of each kind of bad line
 LOOK = 1_000  # records by which columns are guessed
@@ -96,5 +96,5 @@ def spaced(number: int) -> str:
 
 def shown(text: str, most: int = 40) -> str:
     """A cell for a sentence: one line, not long."""
-    plain = " ".join(text.split())
+    plain = one_line(" ".join(text.split()))
     return plain if len(plain) <= most else plain[: most - 3] + "..."

@@ -12,11 +12,10 @@ import torch
 from torch import nn
 
 from bert_train_parallel.errors import BadModel
-from bert_train_parallel.model_names import locate_model
+from bert_train_parallel.model_names import check_weights, locate_model
 from bert_train_parallel.models import attention
 from bert_train_parallel.models.packed import ARCHITECTURES, PackedModel
 
-_WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _DROPOUTS = (
     *("hidden_dropout_prob", "dropout", "embedding_dropout", "mlp_dropout"),
     *("classifier_dropout", "classifier_dropout_prob", "seq_classif_dropout", "pooler_dropout"),
@@ -114,8 +113,7 @@ def read_network(place: str | Path, config: Any, dtype: torch.dtype, head_seed: 
     """
     from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
-    if isinstance(place, Path) and not any((place / name).exists() for name in _WEIGHTS):
-        raise BadModel(f"{place} has no weights. Put {_WEIGHTS[0]} there, or name another model with --model.")
+    check_weights(place)
     may_pack = config.model_type in ARCHITECTURES
     with torch.random.fork_rng(devices=[]), sentences(place):
         torch.manual_seed(head_seed or 0)

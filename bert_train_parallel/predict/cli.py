@@ -167,5 +167,5 @@ def _write(lines: Iterable[str], output: Path | None) -> None:
         for line in lines:
             print(line)
         return
-    with written_aside(output) as aside, open(aside, "w", newline="", encoding="utf-8") as file:
+    with written_aside(output, "--output") as aside, open(aside, "w", newline="", encoding="utf-8") as file:
         file.writelines(line + "\n" for line in lines)

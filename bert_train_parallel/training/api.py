@@ -8,6 +8,7 @@ from typing import Any
 from bert_train_parallel.config import DataConfig, TrainConfig, make_settings
 from bert_train_parallel.data import preparation
 from bert_train_parallel.data.store import Store
+from bert_train_parallel.model_names import check_weights, locate_model
 from bert_train_parallel.rank import Rank
 from bert_train_parallel.run_files import RunFiles, run_files
 from bert_train_parallel.training import runs
@@ -32,6 +33,8 @@ def train(source: str | Path, config: TrainConfig | None = None, *, quiet: bool 
     try:
         named = run_files(str(source), config.output_dir, config.run)
         # ranks beside a node's first one wait for it when they join the world, and open what it has made
+        if rank.node_rank == 0 and not (config.resume or config.from_run or rank.attempt):  # a checkpoint has weights of its own
+            check_weights(locate_model(config.model))
         store = _prepared(source, config, reporter) if rank.is_first_of_node else None
         if store is not None and rank.world_size == 1:
             result = _finished(store, named, config, reporter)

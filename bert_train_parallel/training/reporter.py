@@ -34,7 +34,7 @@ class Reporter:
                 Path(logfile).parent.mkdir(parents=True, exist_ok=True)
                 self._log = open(logfile, "a", encoding="utf-8", buffering=1)  # noqa: SIM115 (closed by close)
             except OSError as error:
-                raise not_writable(error, logfile) or error from error
+                raise not_writable(error, logfile, "--logfile") or error from error
 
     def write_events_to(self, path: Path) -> None:
         self._events = path

@@ -12,6 +12,7 @@ import torch
 from bert_train_parallel.config import TrainConfig
 from bert_train_parallel.data.batches import Rows
 from bert_train_parallel.data.store import Store
+from bert_train_parallel.data.table import shown
 from bert_train_parallel.errors import BadCheckpoint, BadSetting, BertTrainParallelError, StoppedBySignal
 from bert_train_parallel.models.export import save_model, tokenizer_files
 from bert_train_parallel.models.loading import Blueprint, blueprint_of, build_from, build_model
@@ -166,7 +167,9 @@ def choose_library(world: World, model: PackedModel, config: TrainConfig, dtype:
 def introduction(world: World, store: Store, config: TrainConfig, model: PackedModel, course: Course) -> Iterator[str]:
     """What rank 0 says before the first step."""
     counts = {split: len(store.samples(split).ids) for split in ("train", "validate", "test")}
-    labels = ", ".join(store.label_names[:8]) + (", ..." if len(store.label_names) > 8 else "") if store.label_names else "a number"
+    labels = (
+        ", ".join(map(shown, store.label_names[:8])) + (", ..." if len(store.label_names) > 8 else "") if store.label_names else "a number"
+    )
     yield (
         f"data: {store.path.name}, {counts['train']} samples to train on, {counts['validate']} to validate, {counts['test']} to test; "
         f"{len(course.rows)} rows of at most {config.sequence_len} tokens; {store.task_type}: {labels}"

@@ -30,7 +30,7 @@ class Choice:
 def choose_run(named: RunFiles, config: TrainConfig, rank: Rank) -> Choice:
     """The run to go on with, by --resume or after a restart of the world; else a new one, under the first free name."""
     if rank.attempt > 0:
-        for files in _begun(named):
+        for files in reversed(named.begun()):
             if rank.job and read_claim(files).get("job") == rank.job:
                 return Choice(files, goes_on=True)
     elif config.resume:
@@ -99,7 +99,7 @@ def claim(named: RunFiles, content: Mapping[str, Any]) -> RunFiles:
         NotWritable: the folder is read-only or the disk is full.
     """
     for files in named.numbered():
-        if files.has_begun:
+        if not files.is_free:
             continue
         try:
             files.checkpoints.mkdir(parents=True, exist_ok=True)
@@ -154,13 +154,3 @@ def earlier_run(place: str) -> Path:
         if found.is_dir():
             return found
     raise BadCheckpoint(f"--from_run {place}: there is no {folder}. Name an earlier run by any of its files.")
-
-
-def _begun(named: RunFiles) -> list[RunFiles]:
-    """All runs of this name that have begun, the newest first."""
-    begun: list[RunFiles] = []
-    for files in named.numbered():
-        if not files.has_begun:
-            return begun[::-1]
-        begun.append(files)
-    raise AssertionError("numbered() has no end")

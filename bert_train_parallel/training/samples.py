@@ -32,6 +32,8 @@ def check_settings(config: TrainConfig, store: Store) -> None:
         raise BadSetting("--class_weights: the labels are numbers, not classes. Leave it out, or type --task_type classification.")
     if isinstance(config.class_weights, dict):
         _check_names(config.class_weights, store.label_names)
+        if not any(config.class_weights.get(name, 1.0) for name in store.label_names):
+            raise BadSetting("--class_weights: every class has the weight 0, so nothing would be learned. Give one of them more.")
 
 
 def training_rows(store: Store, config: TrainConfig) -> Rows:

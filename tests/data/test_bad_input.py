@@ -74,6 +74,33 @@ SOURCES: dict[str, tuple[str | bytes, dict[str, Any], str]] = {
         "--sequence_len 4: 5 at least are needed",
     ),
     "two texts in all": ("text,label\none text,a\none text,b\none text,a\none text,b\n", {}, "x.csv has too few different texts (1)"),
+    "two columns of one name": (
+        GOOD.replace("text,label", "text,text"),
+        {},
+        "x.csv has 2 columns named 'text'; give them different names.",
+    ),
+    "one text among numbers": (
+        "text,label\n" + "".join(f"the dog {number},{number / 7:.2f}\n" for number in range(40)) + "the cat,high\n",
+        {},
+        "All of the labels but 'high' are numbers: to learn numbers, correct it or type --task_type regression",
+    ),
+    "numbers with a decimal comma": (
+        "text;label\n" + "".join(f"the dog {number};{number},5\n" for number in range(40)),
+        {},
+        "They look like numbers with a decimal comma",
+    ),
+    "one number only": (GOOD.replace(",a", ",1.5").replace(",b", ",1.5"), {}, "x.csv: every sample has the number 1.5 (column 'label')"),
+    "a label that is its own class everywhere": (
+        "text,label\n" + "".join(f"the dog {number},id{number}\n" for number in range(40)),
+        {},
+        "x.csv: 40 of 40 classes have one sample only: 'id0' (line 2)",
+    ),
+    "lists in the place of texts": (
+        "".join(f'{{"text": ["the dog {number}"], "label": "{"ab"[number % 2]}"}}\n' for number in range(40)),
+        {},
+        "x.csv: 40 lines whose text is a list (1, 2, 3, 4, 5, ...)",
+    ),
+    "JSON objects without keys": ("{}\n{}\n", {}, "x.csv has JSON objects without keys only"),
     "broken JSON": ('{"text": "a", "label": \n{"text"\n{"te\n{"te\n', {}, "x.csv, line 4: not JSON. One object on each line is expected"),
     "a broken JSON array": ('[{"text": "a", "label": "b"}, {"te', {}, "x.csv begins as a JSON array and is none"),
     "a broken Parquet file": (b"PAR1" + bytes(100), {}, "x.csv cannot be read as Parquet"),
@@ -99,14 +126,49 @@ def test_a_bad_source_is_one_line_and_changes_nothing(
         ("nowhere.csv", "nowhere.csv: there is no such file."),
         ("nowhere.sqlite", "nowhere.sqlite: there is no such store. Name the CSV file to build it from."),
         ("empty_folder", "empty_folder cannot be loaded as a data set"),
+        ("pipe.csv", "pipe.csv is a stream or a device, which can be read once only; a file is expected."),
+        ("two\nlines.csv", r"two\nlines.csv: there is no such file."),
+        ("n" * 300 + ".csv", "files of a run would have names longer than a file system takes"),
+        ("folder/" * 600 + "x.csv", "x.csv: there is no such file."),
     ],
 )
 def test_a_source_that_is_not_there_is_one_line(
     name: str, words: str, tmp_path: Path, tiny_tokenizer: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty_folder").mkdir()
+    os.mkfifo(tmp_path / "pipe.csv")
     before = content_hash(tmp_path)
     assert words in outcome(tmp_path / name, capsys, model=str(tiny_tokenizer))
+    assert content_hash(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "name, words",
+    [
+        ("", "The name of the source is empty"),
+        ("-", "- is a stream or a device"),
+        ("https://example.com/x.csv", "https://example.com/x.csv is an address; a file is expected."),
+    ],
+)
+def test_a_name_that_no_source_can_have_is_one_line(
+    name: str, words: str, tiny_tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert words in outcome(name, capsys, model=str(tiny_tokenizer))
+
+
+@pytest.mark.parametrize("place", ["file", "file/folder"])
+def test_a_place_for_results_that_cannot_be_is_one_line(
+    place: str, tmp_path: Path, tiny_tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.csv").write_text(GOOD)
+    (tmp_path / "file").write_text("")
+    before = content_hash(tmp_path)
+    config = DataConfig(model=str(tiny_tokenizer))
+    assert run_command("bert_train_parallel", lambda: prepare(config, str(tmp_path / "x.csv"), str(tmp_path / place), quiet).close()) == 2
+    stderr = capsys.readouterr().err
+    assert stderr.count("\n") == 1
+    assert f"{tmp_path / place}/x.sqlite cannot be written: " in stderr
+    assert "Name another place with --output_dir." in stderr
     assert content_hash(tmp_path) == before
 
 

@@ -181,7 +181,9 @@ def test_json_cells_become_text_and_labels(write: Write) -> None:
         ("3", "0.5"),
         ("half \ufffd pair", "x"),
     ]
-    assert str(source.bad) == "2 lines without text (5, 7), 1 line without label (6), 2 lines that are no JSON object (8, 9)"
+    assert str(source.bad) == (
+        "1 line whose text is a list (5), 1 line without label (6), 1 line without text (7), 2 lines that are no JSON object (8, 9)"
+    )
 
 
 def test_a_parquet_file_is_read_in_batches(tmp_path: Path) -> None:

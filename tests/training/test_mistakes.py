@@ -122,3 +122,11 @@ def test_a_read_only_folder(
     flags = ("--max_steps", "2", "--output_dir", tmp_path / "results", "--no_export")
     worlds.run_world(1, data / "leanings.csv", "--model", tiny_model, *flags, folder=folder)
     assert (tmp_path / "results" / "leanings_RESULT.json").exists()
+
+
+@pytest.mark.slow
+def test_a_model_without_weights_leaves_the_folder_as_it_was(write_csv: Callable[..., Path], tiny_tokenizer: Path, folder: Path) -> None:
+    source = write_csv(60)
+    before = hash_of(source)
+    assert_refused(worlds.start_world(1, source, "--model", tiny_tokenizer, folder=folder), "has no weights")
+    assert hash_of(source) == before
