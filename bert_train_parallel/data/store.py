@@ -214,16 +214,15 @@ class Store:
         Raises:
             NotWritable: the store's folder is read-only or full.
         """
-        writing = sqlite3.connect(self.path, timeout=60)
         try:
-            with writing:
+            # a store that is gone is not made anew
+            writing = sqlite3.connect(f"{self.path.absolute().as_uri()}?mode=rw", timeout=60, uri=True)
+            with contextlib.closing(writing), writing:
                 writing.execute("INSERT INTO runs (record) VALUES (?)", (json.dumps(record, ensure_ascii=False),))
         except sqlite3.OperationalError as error:
             raise NotWritable(
                 f"{self.path}: the record of the run could not be added to the store ({error}); the run's files are complete."
             ) from None
-        finally:
-            writing.close()
 
     @contextlib.contextmanager
     def _reading(self) -> Iterator[None]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -88,31 +89,40 @@ def _earlier(config: TrainConfig, asked: dict[str, Any], say: Callable[[str], No
     return checkpoint
 
 
-def take_name(world: World, named: RunFiles, start: Start, key: str) -> tuple[RunFiles, bool]:
-    """The files of the run as this node names them, and whether this rank writes its checkpoints.
+@contextlib.contextmanager
+def taken_name(world: World, named: RunFiles, start: Start, key: str) -> Iterator[tuple[RunFiles, bool]]:
+    """The files of the run as this node names them, and whether this rank writes its checkpoints; no other process does within the block.
 
     Rank 0 writes, and the first rank of each node that does not see rank 0's disk: then the world can go on without rank 0's node.
 
     Raises:
+        BadRun: another process trains this run.
         NotWritable: the folder is read-only or the disk is full.
     """
     content = {"job": world.rank.job, "key": key, "token": secrets.token_hex(8)}
+    with contextlib.ExitStack() as held:
 
-    def take() -> tuple[str, str]:
-        if start.is_new:
-            return runs.claim(named, content).stem, content["token"]
-        runs.write_claim(RunFiles(named.folder, start.files.stem), content)  # the checkpoint may be on another node, in a folder of its own
-        return start.files.stem, content["token"]
+        def take() -> tuple[str, str]:
+            # the checkpoint to go on from may be on another node, in a folder of its own
+            files = runs.claim(named, content) if start.is_new else RunFiles(named.folder, start.files.stem)
+            held.enter_context(runs.held(files))
+            if not start.is_new:
+                runs.write_claim(files, content)
+            return files.stem, content["token"]
 
-    stem, token = world.on_first(take)
-    files = RunFiles(named.folder, stem)
-    writes = world.rank.is_first
-    if world.rank.is_first_of_node and world.rank.node_rank > 0 and runs.read_claim(files).get("token") != token:
-        runs.write_claim(files, content | {"token": "of a copy"})
-        writes = True
-    if writes:
-        checkpoints.sweep_up(files.checkpoints)
-    return files, writes
+        def take_copy() -> bool:
+            if world.rank.is_first or not world.rank.is_first_of_node or runs.read_claim(files).get("token") == token:
+                return world.rank.is_first
+            held.enter_context(runs.held(files))
+            runs.write_claim(files, content | {"token": "of a copy"})
+            return True
+
+        stem, token = world.on_first(take)
+        files = RunFiles(named.folder, stem)
+        writes = world.together(take_copy)[world.rank.rank]
+        if writes:
+            checkpoints.sweep_up(files.checkpoints)
+        yield files, writes
 
 
 class Keeper:
@@ -120,7 +130,7 @@ class Keeper:
 
     def __init__(self, files: RunFiles, writes: bool, keep: int, facts: dict[str, Any]) -> None:
         """`facts` go into every checkpoint."""
-        self._files, self._writes, self._keep, self._facts = files, writes, keep, facts
+        self._files, self.writes, self._keep, self._facts = files, writes, keep, facts
 
     def save(self, strategy: Strategy, progress: Progress, seconds: float) -> Path | None:
         """Write a checkpoint of this moment, `seconds` into the run, and remove old ones; None where another rank does.
@@ -128,7 +138,7 @@ class Keeper:
         Raises:
             NotWritable: the checkpoints before are whole.
         """
-        if not self._writes:
+        if not self.writes:
             return None
         model, optimizer, values = strategy.state()
         state = self._facts | {"strategy": values, "progress": progress.to_json(), "seconds": seconds}
@@ -139,7 +149,7 @@ class Keeper:
 
     def adopt(self, earlier: Checkpoint, best: dict[str, Any] | None) -> bool:
         """Keep the best model of an earlier run with this one's; False where it is not there any more."""
-        if best is None or not self._writes:
+        if best is None or not self.writes:
             return True
         place = earlier.folder.parent / checkpoints.name_of(best["step"])
         if not place.is_dir():

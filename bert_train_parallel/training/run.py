@@ -25,7 +25,7 @@ from bert_train_parallel.training import memory, outcome, runs
 from bert_train_parallel.training.checkpoints import Checkpoint
 from bert_train_parallel.training.course import Course
 from bert_train_parallel.training.data_parallel import DataParallel
-from bert_train_parallel.training.keeper import Keeper, Start, find_start, take_name
+from bert_train_parallel.training.keeper import Keeper, Start, find_start, taken_name
 from bert_train_parallel.training.loop import Progress, fit
 from bert_train_parallel.training.precision import choose_dtype, parameters_dtype
 from bert_train_parallel.training.profiling import Profiled
@@ -80,19 +80,24 @@ def run_rank(open_store: Callable[[], Store], named: RunFiles, config: TrainConf
             return start.result
         run = set_up(world, store, config, start, reporter)
         run.began = began
-        files, writes = take_name(world, named, start, run.facts["key"])
-        keeper = Keeper(files, writes, config.keep_checkpoints, run.facts)
         try:
-            go_on(run, files, start, keeper)
-            train(run, files, keeper)
-            return conclude(run, files, keeper)
-        except BertTrainParallelError as error:
-            reporter.event("failed", step=run.progress.step, figures={"kind": error.kind, "words": str(error)})
-            if writes and start.is_new:
-                runs.give_up_claim(files)
-            raise
+            with taken_name(world, named, start, run.facts["key"]) as (files, writes):
+                return see_through(run, files, start, Keeper(files, writes, config.keep_checkpoints, run.facts))
         finally:
             run.strategy.close()
+
+
+def see_through(run: Run, files: RunFiles, start: Start, keeper: Keeper) -> dict[str, Any]:
+    """From the start to RESULT; a run that fails says so in its events, and gives its name up where it has left nothing."""
+    try:
+        go_on(run, files, start, keeper)
+        train(run, files, keeper)
+        return conclude(run, files, keeper)
+    except BertTrainParallelError as error:
+        run.reporter.event("failed", step=run.progress.step, figures={"kind": error.kind, "words": str(error)})
+        if keeper.writes and start.is_new:
+            runs.give_up_claim(files)
+        raise
 
 
 def set_up(world: World, store: Store, config: TrainConfig, start: Start, reporter: Reporter) -> Run:

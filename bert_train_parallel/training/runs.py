@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,11 @@ from bert_train_parallel.config import TrainConfig
 from bert_train_parallel.errors import BadCheckpoint, BadRun, not_writable
 from bert_train_parallel.rank import Rank
 from bert_train_parallel.run_files import RunFiles, write_json
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
 
 CLAIM = "run.json"  # in the folder of checkpoints: whose it is
 
@@ -112,6 +120,47 @@ def claim(named: RunFiles, content: Mapping[str, Any]) -> RunFiles:
         files.progress.unlink(missing_ok=True)  # of a run under this name that failed before its first checkpoint
         return files
     raise AssertionError("numbered() has no end")
+
+
+@contextlib.contextmanager
+def held(files: RunFiles, patience: float = 10.0) -> Iterator[None]:
+    """No other process trains this run within the block, as far as the file system has locks.
+
+    Args:
+        patience: seconds to wait for a process that is about to end, as after a restart.
+    Raises:
+        BadRun: another process trains it.
+        NotWritable: the folder is read-only or the disk is full.
+    """
+    try:
+        files.checkpoints.mkdir(parents=True, exist_ok=True)
+        folder = os.open(files.checkpoints, os.O_RDONLY)
+    except OSError as error:
+        raise not_writable(error, files.folder) or error from error
+    try:
+        until = time.monotonic() + patience
+        while not _locked(folder):
+            if time.monotonic() > until:
+                raise BadRun(
+                    f"{files.checkpoints}: another process trains this run now. Wait for its end, or leave --resume out for a new run."
+                )
+            time.sleep(0.1)
+        yield
+    finally:
+        os.close(folder)
+
+
+def _locked(folder: int) -> bool:
+    """Whether this process has the lock of an open folder now; true where there are no locks to have."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # some network file systems lock no folders
+        return True
+    return True
 
 
 def write_claim(files: RunFiles, content: Mapping[str, Any]) -> None:

@@ -128,6 +128,16 @@ def test_a_run_that_cannot_be_added_is_one_sentence(store: Store, disk: Disk) ->
             copy.add_run({"run": "a"})
 
 
+def test_a_store_that_is_gone_is_not_made_anew_for_the_record_of_a_run(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "gone.sqlite"
+    shutil.copy(store.path, path)
+    with Store.open(path) as copy:
+        path.unlink()
+        with pytest.raises(NotWritable, match="could not be added to the store"):
+            copy.add_run({"run": "a"})
+    assert not path.exists()
+
+
 def test_a_missing_store_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(BadStore, match=r"nowhere\.sqlite: there is no such store\."):
         Store.open(tmp_path / "nowhere.sqlite")

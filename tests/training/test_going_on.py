@@ -207,3 +207,18 @@ def test_preparing_and_finding_a_run_finished_load_no_torch(source: Path, tiny_m
     assert loads_torch("--preponly") == "False 0"
     worlds.run_world(1, *flags, folder=tmp_path)
     assert loads_torch("--resume") == "False 0"
+
+
+@pytest.mark.slow
+def test_a_run_that_another_process_trains_is_not_resumed_beside_it(source: Path, tiny_model: Path, tmp_path: Path) -> None:
+    files = RunFiles(source.parent, "leanings")
+    flags = ("--model", tiny_model, "--epochs", "400", "--checkpoint_every", "5", *QUICK)
+    first = worlds.start_world(1, source, *flags, folder=tmp_path)
+    worlds.wait_for_step(files, 6)
+    second = worlds.start_world(2, source, *flags, "--resume", folder=tmp_path)
+    assert second.wait() == [2, 2], second.output()
+    assert "another process trains this run now" in second.output(0)
+    first.kill(signal.SIGTERM)
+    assert first.wait() == [143], first.output()
+    assert not files.result.exists()
+    assert len(worlds.events(files, "resume")) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from pathlib import Path
 
@@ -61,6 +62,27 @@ def test_a_name_is_free_again_after_a_run_that_left_nothing(named: RunFiles) -> 
     (named.checkpoints / "step_00000001").mkdir()
     runs.give_up_claim(named)
     assert named.has_begun
+
+
+def test_a_run_is_trained_by_one_process_at_a_time(named: RunFiles) -> None:
+    with (
+        runs.held(named),
+        pytest.raises(BadRun, match=r"leanings_checkpoints: another process trains this run now.*leave --resume out"),
+        runs.held(named, patience=0.0),
+    ):
+        pass
+    with runs.held(named, patience=0.0):
+        pass
+
+
+def test_a_run_waits_for_a_process_that_is_about_to_end(named: RunFiles) -> None:
+    with contextlib.ExitStack() as first:
+        first.enter_context(runs.held(named))
+        timer = threading.Timer(0.3, first.pop_all().close)
+        timer.start()
+        with runs.held(named, patience=60.0):
+            pass
+        timer.join()
 
 
 def test_the_result_of_other_settings_is_refused_and_a_damaged_one_too(named: RunFiles) -> None:
