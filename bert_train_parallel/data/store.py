@@ -23,6 +23,7 @@ import os
 import sqlite3
 import struct
 import tempfile
+import weakref
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -69,6 +70,7 @@ class Store:
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
         self._connection = connection
+        self._closing = weakref.finalize(self, connection.close)  # a store that nobody closes is closed with its last reference
         with self._reading():
             about = {name: json.loads(value) for name, value in connection.execute("SELECT name, value FROM about")}
             self.label_names = tuple(name for (name,) in connection.execute("SELECT name FROM labels ORDER BY code"))
@@ -99,7 +101,7 @@ class Store:
             raise
 
     def close(self) -> None:
-        self._connection.close()
+        self._closing()
 
     def __enter__(self) -> Self:
         return self
