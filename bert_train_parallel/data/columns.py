@@ -105,7 +105,7 @@ def _text_by_content(table: Table, taken: Sequence[int | None]) -> int:
         raise BadSource(f"{table.name} has {_count(table)}; a column of texts beside the labels is expected. {_hint(table)}")
     weights = {number: sum(_weight(_cell(row[number])) for row in table.look) for number in free}
     ranked = sorted(free, key=lambda number: -weights[number])
-    if len(ranked) > 1 and weights[ranked[1]] > weights[ranked[0]] / 2:
+    if len(ranked) > 1 and weights[ranked[1]] >= weights[ranked[0]] / 2:
         raise BadSource(f"{table.name}: it is not plain which column is the text. Type {_choices(table, 'text', ranked[:4])}.")
     return ranked[0]
 

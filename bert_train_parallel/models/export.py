@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -24,6 +26,12 @@ TOKENIZER = "tokenizer.json"
 _TOKENIZER_FILES = (
     *(TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json"),
     *("merges.txt", "spiece.model", "sentencepiece.bpe.model", "spm.model"),
+)
+
+
+_NO_SAV = (
+    *(pickle.UnpicklingError, zipfile.BadZipFile, zlib.error),
+    *(RuntimeError, EOFError, KeyError, TypeError, ValueError, AttributeError, OSError, NotImplementedError),
 )
 
 
@@ -164,6 +172,7 @@ def _model_of(files: RunFiles) -> Path | None:
 
 def _read_sav(path: Path) -> SavedModel:
     try:
+        _check_sums(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         if content["format"] != FORMAT:
             raise BadModel(f"{path} was written by another version (format {content['format']}; {FORMAT} is expected). Train again.")
@@ -171,11 +180,23 @@ def _read_sav(path: Path) -> SavedModel:
         model = build_from(Blueprint(content["config"], content["packed"]), dtype)
         model.load_state_dict(content["state"], assign=True)
         return SavedModel(model, tuple(content["label_names"]), content["tokenizer"], Reading.of(content["reading"]))
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+    except _NO_SAV as error:
         raise BadModel(
             f"{path} is not a model of ours, or is damaged ({type(error).__name__}). Nothing in it was run. "
             "Name a _trained_model.sav file that training wrote, or the model folder beside it."
         ) from error
+
+
+def _check_sums(path: Path) -> None:
+    """See that every part of a `.sav` file is as it was written: torch does not look at the sums that it writes.
+
+    Raises:
+        zipfile.BadZipFile: one is not.
+    """
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise zipfile.BadZipFile(f"{damaged} is damaged")
 
 
 def _read_folder(folder: Path) -> SavedModel:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import os
 import sys
 import time
@@ -106,10 +105,17 @@ def _predict(arguments: argparse.Namespace) -> None:
     header = [lines.csv_header(labels, with_text)] if form == "csv" else []
     line = lines.csv_line(labels, with_text) if form == "csv" else lines.json_line(with_text)
     found = (line(entry, prediction) for entry, prediction in _in_order(predictor, entries, count))
-    _write(itertools.chain(header, found), arguments.output)
+    _write(_headed(header, found), arguments.output)
     if not arguments.quiet:
         seconds = time.perf_counter() - began
         print(f"{count} ({count.predicted / seconds:,.0f} texts/s)", file=sys.stderr)
+
+
+def _headed(header: Sequence[str], lines: Iterable[str]) -> Iterator[str]:
+    """The lines under a header, which does not come before there is a first line: a mistake then leaves nothing."""
+    for number, line in enumerate(lines):
+        yield from header if number == 0 else ()
+        yield line
 
 
 def _check_place(output: Path) -> None:
@@ -132,7 +138,8 @@ def _entries(arguments: argparse.Namespace, reading: Reading) -> tuple[Iterator[
     if arguments.output and arguments.output.resolve() == Path(named).resolve():
         raise BadSetting(f"--output {arguments.output} is the input. Name another file.")
     columns = argparse.Namespace(**{"text": reading.text, "text_pair": reading.text_pair, **vars(arguments)})
-    return texts.of_file(named, read_settings(DataConfig, columns)), False
+    say = (lambda sentence: None) if arguments.quiet else (lambda sentence: print(sentence, file=sys.stderr))
+    return texts.of_file(named, read_settings(DataConfig, columns), say), False
 
 
 def _in_order(predictor: Predictor, entries: Iterable[Entry], count: _Count) -> Iterator[tuple[Entry, Prediction | None]]:

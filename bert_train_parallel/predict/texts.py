@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -50,15 +50,18 @@ def _is_file(word: str) -> bool:
         return False
 
 
-def of_file(path: str, config: DataConfig) -> Iterator[Entry]:
+def of_file(path: str, config: DataConfig, say: Callable[[str], None] = lambda sentence: None) -> Iterator[Entry]:
     """The lines of a CSV, JSON lines or Parquet file; its columns are checked at once.
 
+    Args:
+        say: takes a line on how the file is read.
     Raises:
         BadSource: it cannot be read, or has no such column.
     """
     if Path(path).is_dir():
         raise BadSource(f"{path} is a folder; texts, or one CSV, JSON lines or Parquet file are expected.")
     (source,) = open_source(config, path, labelled=False)
+    say(source.described)
     records = source.table.records(source.columns.wanted)
     return (Entry(line, None if isinstance(cells, Unusable) else _texts(cells)) for line, cells in records)
 

@@ -118,6 +118,15 @@ def test_a_truncated_file_is_damaged(run: RunFiles, part: float) -> None:
         load_saved(run.saved_model)
 
 
+def test_a_file_with_some_bytes_changed_is_damaged(run: RunFiles) -> None:
+    content = bytearray(run.saved_model.read_bytes())
+    middle = len(content) // 2  # among the weights, where torch would read other numbers and say nothing
+    content[middle] ^= 0xFF
+    run.saved_model.write_bytes(content)
+    with pytest.raises(BadModel, match="damaged"):
+        load_saved(run.saved_model)
+
+
 @pytest.mark.parametrize("change", [{"format": 99}, {"label_names": 3}, {"config": {}}, {"reading": None}, {"state": {}}])
 def test_a_file_with_foreign_content_is_refused(run: RunFiles, change: dict[str, Any]) -> None:
     torch.save(torch.load(run.saved_model, weights_only=True) | change, run.saved_model)

@@ -56,7 +56,8 @@ def test_a_file_is_answered_line_by_line_with_empty_cells_where_there_is_no_text
     assert [line[0] for line in lines[1:]] == ["2", "3", "4", "6"]
     assert [line[1] in ("bad", GOOD) for line in lines[1:]] == [True, False, True, False]
     assert lines[2][1:] == ["", "", ""]
-    assert said.startswith("2 texts, and 2 lines without text, which get no prediction: 3, 6 (")
+    assert said.splitlines()[0].endswith("reviews.csv: UTF-8, comma-separated, header; text 'tweet'")
+    assert said.splitlines()[1].startswith("2 texts, and 2 lines without text, which get no prediction: 3, 6 (")
 
 
 def test_json_lines_come_out_where_the_file_is_called_so(type_in: Callable[..., Output], reviews: Path, tmp_path: Path) -> None:
@@ -138,6 +139,7 @@ def test_a_regression_answers_with_numbers(save_run: Callable[..., RunFiles], ty
         (["reviews.csv", "--batch_size", "0"], "--batch_size 0: a whole number from 1 up is expected."),
         (["reviews.csv", "--threads", "-1"], "--threads -1: a whole number from 1 up is expected."),
         (["nothing.csv", "-o", "out.csv"], "There is no text in the input, so there is no prediction."),
+        (["numbers.csv"], "numbers.csv: it is not plain which column is the text. Type --text a or --text b."),
         (["folder"], "folder is a folder; texts, or one CSV, JSON lines or Parquet file are expected."),
     ],
 )
@@ -151,10 +153,11 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "nothing.csv").write_text("id,text\n1,\n2,  \n")
+    (tmp_path / "numbers.csv").write_text("a,b\n1,2\n3,4\n")
     (tmp_path / "folder").mkdir()
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
-    code, _, said = type_in(*words)
-    assert code == 2
+    code, lines, said = type_in(*words, "-q")
+    assert (code, lines) == (2, [])
     assert said.count("\n") == 1
     assert sentence in said
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
@@ -168,7 +171,7 @@ def test_a_model_that_is_not_there_says_what_to_name(type_in: Callable[..., Outp
 
 def test_the_output_is_absent_when_the_input_breaks_off(type_in: Callable[..., Output], tmp_path: Path) -> None:
     (tmp_path / "broken.csv").write_bytes(b"text\nthe dog\n\x00\x00\n")
-    code, _, said = type_in(tmp_path / "broken.csv", "-o", tmp_path / "out.csv")
+    code, _, said = type_in(tmp_path / "broken.csv", "-o", tmp_path / "out.csv", "-q")
     assert code == 2
     assert said.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["broken.csv"]
