@@ -77,7 +77,7 @@ def _read_numbers(path: Path) -> tuple[list[str], FloatArray]:
     except OSError as error:
         raise BadRun(f"{path} cannot be read: {error.strerror}.") from None
     except (ValueError, csv.Error) as error:
-        raise BadRun(f"{path} is damaged: {' '.join(str(error).split())[:200]} {_EXPECTED}") from None
+        raise BadRun(f"{path} is damaged: {' '.join(str(error).split())[:200].rstrip('.')}. {_EXPECTED}") from None
     if not len(values):
         raise BadRun(f"{path} has a header and no predictions. Train with a split that has test samples.")
     if not np.isfinite(values).all():

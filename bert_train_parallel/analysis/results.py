@@ -94,7 +94,8 @@ def read_run(files: RunFiles) -> RunResults:
     """
     result, stats = read_object(files.result, _RESULT_SHAPE), read_object(files.stats, _STATS_SHAPE)
     events = tuple(event for event in read_events(files.progress) if isinstance(event.figures, dict) and isinstance(event.step, int))
-    predictions = read_predictions(files.predictions) if files.predictions.exists() else None
+    has_samples = numbers_of(result.get("figures", {}).get("test")).get("samples") != 0  # none where the split gives the test none
+    predictions = read_predictions(files.predictions) if files.predictions.exists() and has_samples else None
     store, why = _find_store(files, result)
     if not (result or stats or predictions or events or store):
         raise BadRun(f"{files.folder / files.stem}: none of the run's files is there. Name one that is, such as *_RESULT.json.")

@@ -258,7 +258,8 @@ def conclude(run: Run, files: RunFiles, keeper: Keeper) -> dict[str, Any]:
     run.reporter.event("test", step=run.progress.step, figures=tested)
     result = run.world.on_first(lambda: write_all(run, files, predictions, tested))
     shown = [f"{name} {tested[name]:.4f}" for name in ("accuracy", "macro_f1", "mse", "pearson", "loss") if tested.get(name) is not None]
-    run.reporter.say(f"test: {'  '.join(shown)}  on {tested['samples']} samples, with the model of epoch {result['best_epoch']}")
+    on = f"{'  '.join(shown)}  on {tested['samples']} samples" if tested["samples"] else "no samples"
+    run.reporter.say(f"test: {on}, with the model of epoch {result['best_epoch']}")
     run.reporter.say(f"done in {duration(result['seconds'])}: {files.result}")
     run.reporter.event("finished", step=run.progress.step, figures={"seconds": result["seconds"]}, path=str(files.result))
     return result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -146,6 +147,20 @@ def test_a_damaged_run_does_not_hide_the_others(make_run: MakeRun, capsys: pytes
     assert re.search(r"1 leanings-a +damaged", out)
     assert main([str(files.folder / "leanings.sqlite"), "--run", "a"]) == 2
     assert "leanings-a_RESULT.json is damaged" in capsys.readouterr().err
+
+
+def test_a_run_without_test_samples_shows_what_else_it_has(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    files = make_run()
+    result = json.loads(files.result.read_text())
+    files.predictions.write_text(files.predictions.read_text().partition("\n")[0] + "\n")
+    assert main([str(files.result)]) == 2  # RESULT has figures of samples that are gone
+    assert "has a header and no predictions" in capsys.readouterr().err
+    result["figures"]["test"] = {"samples": 0, "rows": 0}
+    files.result.write_text(json.dumps(result))
+    out = printed(capsys, files.result, "-c")
+    assert "Epochs" in out
+    assert (files.report / "epochs.png").exists()
+    assert not (files.report / "confusion_counts.png").exists()
 
 
 def test_a_damaged_store_is_left_out_aloud(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
