@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import json
 import math
+import os
 import types
 import typing
 from collections.abc import Sequence
@@ -66,6 +67,11 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
     stride: int = setting(0, "data", "Tokens that a folded row repeats from the row before it.", ge=0)
     max_cell_bytes: int = setting(16_000_000, "data", "A longer cell makes its line a bad one.", ge=1_000)
     max_bad_rows: float = setting(0.1, "data", "Share of lines that may be without text or label before it is an error.", ge=0, le=1)
+
+    @field_validator("model", "validation_file", "test_file", "output_dir", "logfile", "from_run", mode="before", check_fields=False)
+    @classmethod
+    def _read_path(cls, value: Any) -> Any:
+        return os.fspath(value) if isinstance(value, os.PathLike) else value
 
     @field_validator("split", mode="before")
     @classmethod
@@ -287,6 +293,9 @@ def make_settings(model: type[_Config], config: _Config | None, settings: dict[s
     Raises:
         BadSetting: a value or a name that the model does not take.
     """
+    if config is not None and not isinstance(config, DataConfig):
+        given = type(config).__name__
+        raise BadSetting(f"The settings are a {given}; a {model.__name__} is expected, after the source, or settings by name.")
     if config is not None and not settings:
         return config
     try:

@@ -86,3 +86,14 @@ def test_settings_by_name_change_those_of_a_config() -> None:
     assert (config.epochs, config.seed) == (2, 3)
     with pytest.raises(BadSetting, match=r"--epoch is not a setting. Did you mean epochs\?"):
         make_settings(TrainConfig, None, {"epoch": 2})
+
+
+def test_paths_may_be_given_as_such() -> None:
+    config = make_settings(TrainConfig, None, {"output_dir": Path("some") / "where", "model": Path("my_model")})
+    assert (config.output_dir, config.model) == (str(Path("some/where")), "my_model")
+
+
+@pytest.mark.parametrize("wrong", ["leanings.csv", {"epochs": 2}])
+def test_settings_of_another_kind_are_a_sentence(wrong: object) -> None:
+    with pytest.raises(BadSetting, match="a TrainConfig is expected, after the source, or settings by name"):
+        make_settings(TrainConfig, wrong, {})

@@ -21,6 +21,7 @@ from bert_train_parallel.tasks.task import Task, task_of
 
 Text = str | tuple[str, str]  # a pair for a model that was trained on pairs
 
+DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 _WINDOW_TEXTS, _WINDOW_CHARACTERS = 4096, 4_000_000  # of texts whose rows are sorted by length together
 
 
@@ -44,8 +45,12 @@ class Predictor:
             dtype: auto: the one it was trained in.
             batch_size: rows per forward pass, as long as rows may be; None: as many as training evaluates at once.
         Raises:
-            BadSetting: a device that is not here.
+            BadSetting: a device that is not here, or a value that cannot be.
         """
+        if dtype not in DTYPES:
+            raise BadSetting(f"dtype {dtype!r}: one of {', '.join(DTYPES)} is expected.")
+        if batch_size is not None and batch_size < 1:
+            raise BadSetting(f"batch_size {batch_size}: a whole number from 1 up is expected.")
         self.saved = saved
         self._device = _device(device)
         self._dtype = saved.reading.dtype if dtype == "auto" else dtype
@@ -63,7 +68,7 @@ class Predictor:
         """A prediction for each text, in order.
 
         Raises:
-            BadSource: a text without any character but white space, or one text where the model takes pairs.
+            BadSource: a text without any character but white space, one text where the model takes pairs, or what is no text.
         """
         return list(self.stream(texts))
 
@@ -74,8 +79,12 @@ class Predictor:
 
     def _checked(self, texts: Iterable[Text | tuple[str, ...]]) -> Iterator[tuple[str, ...]]:
         pairs = self.saved.reading.text_pair is not None
+        if isinstance(texts, str | bytes):
+            raise BadSource('One text is given where several are expected: write ["..."] for a list of one.')
         for number, text in enumerate(texts, 1):
-            parts = (text,) if isinstance(text, str) else tuple(text)
+            parts = (text,) if not isinstance(text, tuple | list) else tuple(text)
+            if not all(isinstance(part, str) for part in parts):
+                raise BadSource(f"Text {number} is a {type(text).__name__}; a text is expected.")
             if len(parts) != (2 if pairs else 1):
                 raise BadSource(
                     f"Text {number}: {'two texts are' if pairs else 'one text is'} expected, as in training; {len(parts)} given."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -158,3 +159,15 @@ def test_texts_of_the_test_predictions_get_their_labels_again(tiny_model: Path, 
         assert [prediction.label for prediction in found] == [line["prediction_name"] for line in lines]
         expected = [[float(line[f"probability_{label}"]) for label in found[0].probabilities] for line in lines]
         np.testing.assert_allclose(chances(found), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("texts", ["one text", b"bytes", [None], [3], [b"bytes"], [("the dog", None)]])
+def test_what_is_no_list_of_texts_is_refused(run: RunFiles, texts: Any) -> None:
+    with pytest.raises(BadSource, match="expected"):
+        load_model(run.folder).predict(texts)
+
+
+@pytest.mark.parametrize("settings", [{"dtype": "int8"}, {"batch_size": 0}, {"batch_size": -1}])
+def test_a_setting_that_cannot_be_is_refused(run: RunFiles, settings: dict[str, Any]) -> None:
+    with pytest.raises(BadSetting, match="is expected"):
+        load_model(run.folder, **settings)
