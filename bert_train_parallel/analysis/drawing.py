@@ -67,7 +67,7 @@ def drawn(names: Sequence[str], figures: Callable[[list[str]], Iterator[tuple[st
         matplotlib.rcParams.update(_SETTINGS | {"font.family": families})
         return [
             Chart(name, title, figure.get_figwidth(), _saved(figure, "png"), _saved(figure, "svg"))
-            for name, title, figure in figures(drawable)
+            for name, title, figure in map(_laid_out, figures(drawable))
         ]
 
 
@@ -162,6 +162,14 @@ def _axes(width: float, height: float) -> tuple[Figure, Any]:
 
     figure = Figure(figsize=(width, height), layout="constrained")
     return figure, figure.subplots()
+
+
+def _laid_out(named: tuple[str, str, Figure]) -> tuple[str, str, Figure]:
+    """A figure whose parts have found their places, once for both files: laid out anew for SVG, names run over the edge."""
+    figure = named[2]
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    return named
 
 
 def _saved(figure: Figure, kind: str) -> bytes:

@@ -215,3 +215,13 @@ def test_a_terminal_without_unicode_still_shows_the_figures(make_run: MakeRun) -
         check=True,
     )
     assert b"\\u65e5" in done.stdout
+
+
+@pytest.mark.parametrize("classes", [3, 30, 60])
+def test_no_name_in_a_chart_begins_beyond_its_edge(make_run: MakeRun, capsys: pytest.CaptureFixture[str], classes: int) -> None:
+    files = make_run([f"intent number {number}" for number in range(classes)], samples=classes * 10)
+    printed(capsys, files.result, "-c")
+    for path in files.report.glob("*.svg"):
+        places = re.findall(r'transform="translate\((-?[\d.]+) (-?[\d.]+)\)', path.read_text())
+        assert places
+        assert all(float(x) >= 0 and float(y) >= 0 for x, y in places), path.name
