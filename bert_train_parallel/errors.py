@@ -35,6 +35,7 @@ class BertTrainParallelError(Exception):
 
     exit_code = 2
     kind = "usage"
+    was_said = False  # printed already, by a command that has more to do before it ends
 
 
 class BadSetting(BertTrainParallelError):
@@ -174,7 +175,8 @@ def run_command(name: str, body: Callable[[], int | None]) -> int:
         sys.stdout.flush()
         return code
     except BertTrainParallelError as error:
-        print(f"{name}: {one_line(str(error)) if error.kind == BertTrainParallelError.kind else error}", file=sys.stderr)
+        if not error.was_said:
+            print(f"{name}: {one_line(str(error)) if error.kind == BertTrainParallelError.kind else error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"{name}: stopped by Ctrl-C.", file=sys.stderr)

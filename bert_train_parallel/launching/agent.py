@@ -165,8 +165,8 @@ class _Agent:
             )
         except OSError as error:
             raise BadSetting(
-                f"{self._request.command[0]} cannot be started: {(error.strerror or str(error)).lower()}. Look at its first line "
-                f"(#!...) and at its permissions."
+                f"{self._request.command[0]} cannot be started on {self._host}: {(error.strerror or str(error)).lower()}. "
+                f"Look at its first line (#!...) and at its permissions."
             ) from None
         finally:
             for _, end in pipes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from dataclasses import replace
 
 from bert_train_parallel import gpus
 from bert_train_parallel.command_line import Parser
-from bert_train_parallel.errors import BadGpuMap, BadSetting, run_command
+from bert_train_parallel.errors import BadGpuMap, BadSetting, BertTrainParallelError, one_line, run_command
 from bert_train_parallel.launching.command import resolve_command
 from bert_train_parallel.launching.launcher import launch_node
 from bert_train_parallel.launching.plan import LaunchRequest
@@ -38,7 +39,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Do what the parsed words ask for; the exit code."""
     if arguments.ssh:
         return _guarded(lambda interrupts: _launch_everywhere(arguments, interrupts))
-    request = read_request(arguments)
+    try:
+        request = read_request(arguments)
+    except BertTrainParallelError as error:
+        if not arguments.dry_run:
+            _tell_master(arguments, error)
+        raise
     if arguments.dry_run:
         from bert_train_parallel.launching.dry_run import describe_plan
 
@@ -52,6 +58,27 @@ def run(arguments: argparse.Namespace) -> int:
             raise
         claim, problem = gpus.Claim(request.here or 1), str(error)  # the other nodes wait for this one, and must hear why it does not come
     return _guarded(lambda interrupts: _launch(request, claim, interrupts, arguments.quiet, problem))
+
+
+def _tell_master(arguments: argparse.Namespace, error: BertTrainParallelError) -> None:
+    """Say the mistake here, and then on the nodes that wait for this one, if the flags name a master that can be reached."""
+    from bert_train_parallel.launching.absent import request_to_tell
+
+    try:
+        request = request_to_tell(arguments.master_addr, _read_map(arguments), arguments.master_port, _read_token(arguments))
+    except BertTrainParallelError:
+        return  # what is wrong is what would lead there
+    if request is None:
+        return
+    say(one_line(str(error)))
+    error.was_said = True
+
+    def tell(interrupts: Interrupts) -> int:
+        with contextlib.suppress(BertTrainParallelError):  # nobody there, or the answer: that this node cannot take part
+            launch_node(request, gpus.Claim(1), interrupts, say=_nothing, warn=_nothing, problem=str(error))
+        return 0
+
+    guarded(tell)
 
 
 def _claim(request: LaunchRequest, locked: bool) -> gpus.Claim:
@@ -102,7 +129,7 @@ def read_request(arguments: argparse.Namespace) -> LaunchRequest:
         here=arguments.here_gpus,
         host=arguments.host,
         node_rank=arguments.node_rank,
-        master_addr=arguments.master_addr,
+        master_addr=_checked_master(arguments.master_addr),
         master_port=arguments.master_port,
         device=arguments.device,
         log_dir=arguments.log_dir,
@@ -129,6 +156,16 @@ def read_request(arguments: argparse.Namespace) -> LaunchRequest:
             f"{flag} is for several machines. Say how many GPUs the other ones have with --other_gpus or --gpu_map, or leave it out."
         )
     return replace(request, others=others)
+
+
+def _checked_master(host: str | None) -> str | None:
+    if host is None:
+        return None
+    from bert_train_parallel.launching.network import has_port
+
+    if not host.strip() or has_port(host) or "@" in host or "/" in host:
+        raise BadSetting(f"--master_addr {host!r}: write the name or address of the master alone; --master_port gives its port.")
+    return host
 
 
 def _read_map(arguments: argparse.Namespace) -> dict[str, int] | None:

@@ -194,6 +194,8 @@ def rival_words(one: tuple[str, str, str], other: tuple[str, str, str]) -> str:
 file to every node.'
     """
     (host, role, gpu_map), (other_host, other_role, other_map) = sorted([one, other])
+    if host == other_host:
+        return f"Two machines call themselves {host}. Give each its own place: the same GPU map on both, and its own name with --host."
     if role == other_role == "master":
         head = f"{host} and {other_host} both take themselves for the master."
     else:

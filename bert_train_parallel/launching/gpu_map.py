@@ -74,7 +74,7 @@ def parse_gpu_map(text: str, source: str) -> dict[str, int]:
         where = f"line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
         raise BadGpuMap(f"{source} is not JSON ({where}). Write hosts and their GPU counts, for example {EXAMPLE}.") from None
     if not isinstance(read, dict) or not read:
-        what = "an empty object" if read == {} else f"a {type(read).__name__}"
+        what = "an empty object" if read == {} else "null" if read is None else f"a {type(read).__name__}"
         raise BadGpuMap(f"{source} holds {what}, not hosts with GPU counts. Write for example {EXAMPLE}.")
     for host, gpus in read.items():
         check_entry(source, host, gpus)
@@ -88,7 +88,9 @@ def parse_gpu_map(text: str, source: str) -> dict[str, int]:
 def check_entry(source: str, host: str, gpus: Any) -> None:
     if not host.strip() or host != host.strip() or any(letter.isspace() for letter in host):
         raise BadGpuMap(f'{source} has the host "{host}". Write a name or an address without spaces, for example {EXAMPLE}.')
-    if host.count(":") == 1:
+    if "@" in host or "/" in host:
+        raise BadGpuMap(f'{source} has the host "{host}". Write the name or address alone; --ssh_user gives a user.')
+    if network.has_port(host):
         raise BadGpuMap(f'{source} has the host "{host}". Write it without a port: --master_port gives one for all nodes.')
     if isinstance(gpus, bool) or not isinstance(gpus, int) or not 1 <= gpus <= MOST:
         raise BadGpuMap(

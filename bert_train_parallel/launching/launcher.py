@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from bert_train_parallel import gpus
-from bert_train_parallel.errors import NotWritable
+from bert_train_parallel.errors import BertTrainParallelError, NotWritable
 from bert_train_parallel.launching.agent import LaunchEvent, OnEvent, run_ranks
 from bert_train_parallel.launching.command import is_ours, option_of, source_of
 from bert_train_parallel.launching.output import last_lines
@@ -58,6 +58,10 @@ def launch_node(
 
     try:
         result = run_attempts(world, run_attempt, interrupts)
+    except BertTrainParallelError as error:
+        warn(str(error))  # at once: a master then stays a moment for nodes that come late
+        error.was_said = True
+        raise
     finally:
         world.close()
     if result.first_failure is not None and not logs.have_said(result.first_failure):

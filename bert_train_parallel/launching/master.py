@@ -55,6 +55,7 @@ class Master:
         self.lost: list[Member] = []
         self.restarts = 0
         self.refusal: Message | None = None
+        self.withdrawn = False  # stopped by its user
         self.over = asyncio.Event()
         self.deadline = 0.0
         self.transfers = 0
@@ -77,7 +78,7 @@ class Master:
         if self.request.gpu_map:
             self._start(self._look_for_rivals())
         await self.over.wait()
-        if self.refusal:
+        if self.refusal and not self.withdrawn and not self._all_came():
             await asyncio.sleep(LINGER_S)
         server.close()
         for task in self.tasks:
@@ -120,6 +121,12 @@ class Master:
     @property
     def hellos(self) -> list[Hello]:
         return [member.hello for member in self.members]
+
+    def _all_came(self) -> bool:
+        """Whether no node that is here expects another one, so that nobody is left who would have to hear of a mistake."""
+        if self.request.gpu_map:
+            return missing_ranks(self.request, self.hellos) == 0
+        return sum(hello.ranks for hello in self.hellos) >= max(hello.total or 0 for hello in self.hellos)
 
     def _missing(self) -> str:
         """What is still to come, in words."""
@@ -166,7 +173,7 @@ class Master:
             send({"kind": "refused", "error": "NodesDisagree", "words": self._too_late(hello)})
             return
         wanted = transfer.lacking(self.own.hello, hello)
-        if wanted and self.request.send_data and hello.same.get("--send_data") == "yes":
+        if wanted and not hello.problem and self.request.send_data and hello.same.get("--send_data") == "yes":
             send({"kind": "fetch first", "numbers": wanted})
             return
         if self.plan is not None and (found := problems(self.request, [*self.hellos, hello])):
@@ -193,7 +200,7 @@ class Master:
         if self.phase != "gathering" or self.refusal:
             return
         if problems(self.request, self.hellos):
-            self._later(SETTLE_S, self._refuse_all)
+            self._later(0.0 if self._all_came() else SETTLE_S, self._refuse_all)
         elif missing_ranks(self.request, self.hellos) == 0:
             try:
                 self._form(self.request, self.hellos)
@@ -237,6 +244,9 @@ class Master:
     async def _look_for_rivals(self) -> None:
         """Ask the hosts of the map that are missing whether they take themselves for the master."""
         hosts = list(self.request.gpu_map or {})
+        nameless = [host for host, addresses in (await asyncio.to_thread(network.resolve_all, hosts)).items() if not addresses]
+        if nameless and self.phase == "gathering":
+            self.say(f"{self.host} knows no address of {', '.join(nameless)}: check the spelling in the GPU map.")
         while True:
             await asyncio.sleep(1.0)
             if self.phase != "gathering":
@@ -349,6 +359,7 @@ class Master:
 
     def withdraw(self, words: str) -> None:
         """This node's launcher leaves before the end: the others are told, and stop."""
+        self.withdrawn = True
         if self.phase == "gathering" and not self.refusal:
             self._refuse(words)
         elif self.phase != "over":

@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import replace
 
-from bert_train_parallel.errors import BadSetting, BertTrainParallelError, NodesDisagree, Unreachable
+from bert_train_parallel.errors import BadSetting, BertTrainParallelError, NodesDisagree, NotWritable, Unreachable
 from bert_train_parallel.launching import door, network, transfer, wire
 from bert_train_parallel.launching.hello import file_of, words
 from bert_train_parallel.launching.plan import PROTOCOL, Failure, Hello, LaunchRequest
@@ -17,7 +17,7 @@ from bert_train_parallel.rank import DEFAULT_PORT
 KNOCK_EVERY_S = 0.5
 ANSWER_WITHIN_S = 2.0  # so that a silent address is told of within 3 s
 REPEAT_S = 10.0
-TELL_WITHIN_S = 3.0  # a node that cannot take part says why to a master that can be reached, and waits no longer for one that cannot
+TELL_WITHIN_S = 2.0  # a node that cannot take part says why to a master that can be reached, and waits no longer for one that cannot
 
 
 class Member:
@@ -96,17 +96,18 @@ class Member:
                 return
             if self.hello.problem and loop.time() > deadline:
                 raise BadSetting(self.hello.problem)
-            if reason != self.reason or loop.time() - self.said_at >= REPEAT_S:
+            if reason and (reason != self.reason or loop.time() - self.said_at >= REPEAT_S):  # none: files came, and it knocks anew
                 left = max(0.0, deadline - loop.time())
                 self._say(f"{reason}. Trying again for {left:.0f} s (--join_timeout).")
                 self.reason, self.said_at = reason, loop.time()
-            if loop.time() > deadline:
+            if reason and loop.time() > deadline:
                 raise Unreachable(f"{reason}. Gave up after {self.request.join_timeout_s:g} s; --join_timeout waits longer.")
             await asyncio.sleep(max(0.0, min(KNOCK_EVERY_S, KNOCK_EVERY_S - (loop.time() - started))))
 
     async def _knock(self) -> str:
         """One attempt to join; returns, if the master did not take this node, why."""
-        addresses = await asyncio.to_thread(network.resolve, self.master)
+        given_by = "the GPU map" if self.request.gpu_map else "--master_addr"
+        addresses = await asyncio.to_thread(network.resolve, self.master, given_by)
         reason = ""
         for address in addresses:
             try:
@@ -164,6 +165,8 @@ class Member:
             await self._listen(reader, address)
             self.joined, self.writer = False, None
             return network.why_unreachable(ConnectionResetError(), self.master, self.port)
+        else:
+            raise wire.NotOurs("no answer to a hello")
         return ""
 
     async def _fetch(self, numbers: object, address: str) -> None:
@@ -178,6 +181,9 @@ class Member:
                 message, _ = door.introduction(self.request, await wire.read(reader, ANSWER_WITHIN_S))
                 writer.write(wire.encode({"kind": "fetch", "number": number, **message}))
                 size = await transfer.receive_file(reader, path)
+            except (NodesDisagree, NotWritable) as error:
+                self.hello = replace(self.hello, problem=str(error))  # the master waits for this node, and must hear why it does not come
+                return
             finally:
                 await door.flush_and_close(writer)
             self._say(f"{path.name}: {size:,} bytes received.")

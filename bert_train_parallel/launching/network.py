@@ -94,6 +94,15 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def has_port(host: str) -> bool:
+    """Whether a host is written with a port.
+
+    >>> [has_port(host) for host in ("alpha:29500", "[fd00::7]:29500", "fd00::7", "[fd00::7]", "alpha")]
+    [True, True, False, False, False]
+    """
+    return host.count(":") == 1 or "]:" in host
+
+
 def is_private(address: str) -> bool:
     """Whether an address is reached from inside one network only.
 
@@ -108,8 +117,8 @@ def is_own(address: str) -> bool:
     return is_loopback(address) or bare(address) in own_addresses()
 
 
-def resolve(host: str) -> list[str]:
-    """The addresses of a host, in the system's order.
+def resolve(host: str, given_by: str = "") -> list[str]:
+    """The addresses of a host, in the system's order; `given_by` is the flag that a user would correct.
 
     Raises:
         Unreachable: the name is unknown; said at once, since waiting does not change it.
@@ -119,7 +128,8 @@ def resolve(host: str) -> list[str]:
     except (socket.gaierror, UnicodeError) as error:
         reason = (error.strerror or "") if isinstance(error, socket.gaierror) else "not a host name"
         raise Unreachable(
-            f"{host!r} has no address ({reason.lower()}). Check the spelling, add it to /etc/hosts, or give the IP address."
+            f"{host!r} has no address ({reason.lower()}). Check the spelling{f' in {given_by}' if given_by else ''}, add it to "
+            f"/etc/hosts, or give the IP address."
         ) from None
     return list(dict.fromkeys(str(answer[4][0]) for answer in answers))
 

@@ -76,7 +76,9 @@ def run_attempts(world: World, run_attempt: RunAttempt, interrupts: Interrupts) 
         try:
             run_attempt(plan, step.node_rank, world)
         except BertTrainParallelError as error:
-            world.report(Failure(plan.nodes[step.node_rank].host, None, error.kind, error.exit_code, str(error)))
+            host = plan.nodes[step.node_rank].host
+            words = str(error) if host in str(error) else f"{host}: {error}"  # the other nodes must read whose mistake it is
+            world.report(Failure(host, None, error.kind, error.exit_code, words))
             world.finished(error.exit_code)
             world.next(interrupts)  # the others have heard of it before this node goes
             raise

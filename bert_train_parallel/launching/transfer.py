@@ -78,6 +78,11 @@ async def receive_file(reader: asyncio.StreamReader, path: Path) -> int:
             sent = await wire.read(reader, STALLED_AFTER_S)
             if sent.get("sha256") != digest.hexdigest():
                 raise NodesDisagree(f"{path.name} arrived damaged from the master. Start again, or copy it by hand.")
+    except NotWritable as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
+        reason = (error.__cause__.strerror or str(error.__cause__)).lower()
+        raise NotWritable(f"{path} cannot be written ({reason}). Start in a folder with room that can be written.") from None
     except (EOFError, TimeoutError, ConnectionError, wire.NotOurs):
         raise NodesDisagree(f"{path.name} did not arrive whole from the master. Start again, or copy it by hand.") from None
     return size

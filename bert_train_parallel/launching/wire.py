@@ -70,11 +70,15 @@ async def read(reader: asyncio.StreamReader, within_s: float) -> Message:
 
 def proof(token: str, *parts: str) -> str:
     """What only a holder of the token can say about these nonces."""
-    return hmac.new(token.encode(), "\n".join(parts).encode(), hashlib.sha256).hexdigest()
+    return hmac.new(_bytes(token), _bytes("\n".join(parts)), hashlib.sha256).hexdigest()
 
 
 def is_proof(said: object, token: str, *parts: str) -> bool:
-    return isinstance(said, str) and hmac.compare_digest(said.encode(), proof(token, *parts).encode())
+    return isinstance(said, str) and hmac.compare_digest(_bytes(said), _bytes(proof(token, *parts)))
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode(errors="surrogatepass")  # a stranger may send halves of characters, a command line may hold bytes that are no text
 
 
 def nonce() -> str:

@@ -274,3 +274,57 @@ def test_a_node_that_cannot_take_part_says_why_on_every_node(hosts: list[Host]) 
     beta = hosts[1].launch(*flags, hosts[1].script(SAY_WHO))
     all_end([alpha, beta], 2)
     all_say([alpha, beta], "beta cannot take part", "--device cuda")
+
+
+@pytest.mark.parametrize(
+    ("beta_has", "words"),
+    [
+        ("no script", ["beta cannot take part: script.py: no such file"]),
+        ("another map", ["beta cannot take part: ", "--host"]),
+        ("two names", ["beta cannot take part: beta and 10.77.0.2 in the GPU map are all this machine"]),
+    ],
+)
+def test_a_mistake_that_one_node_finds_by_itself_is_told_on_the_others_too(hosts: list[Host], beta_has: str, words: list[str]) -> None:
+    runs = []
+    for host in hosts[:2]:
+        gpu_map = {"alpha": 1, "beta": 1}
+        if host.name == "beta":
+            gpu_map = {"another map": {"alpha": 1, "gamma": 1}, "two names": {"alpha": 1, "beta": 1, "10.77.0.2": 1}}.get(beta_has, gpu_map)
+        script = "script.py" if (host.name, beta_has) == ("beta", "no script") else host.script(SAY_WHO)
+        runs.append(host.launch("--gpu_map", json.dumps(gpu_map), script))
+        if host.name == "alpha":
+            runs[0].wait_for("still waiting", SOON_S)
+    all_end(runs, 2)
+    all_say(runs[:1], *words)
+    all_say(runs[1:], words[0].partition(": ")[2])
+    assert len(runs[1].text.splitlines()) == 1, runs[1].text
+
+
+def test_data_that_cannot_be_written_where_it_is_sent_is_told_on_every_node(hosts: list[Host]) -> None:
+    for host in hosts[:2]:
+        (host.folder / "texts").mkdir()
+    (hosts[0].folder / "texts" / "a.csv").write_text("text,label\n")
+    (hosts[1].folder / "texts").chmod(0o500)
+    no_root = ["setpriv", "--bounding-set", "-dac_override", "--inh-caps", "-dac_override"]  # else a mode forbids nothing
+    runs = []
+    for number, host in enumerate(hosts[:2]):
+        place = ["--master_addr", "alpha", "--node_rank", str(number)] if number else []
+        words = [sys.executable, str(ROOT / "launch.py"), "--other_gpus", "1", "--send_data", *place, host.script(SAY_WHO), "texts/a.csv"]
+        runs.append(host.start(*(no_root if number else []), *words))
+    all_end(runs, 2)
+    all_say(runs, "beta cannot take part: ", "a.csv cannot be written (permission denied)")
+
+
+def test_two_machines_with_one_name_are_told_so(hosts: list[Host]) -> None:
+    gpu_map = json.dumps({"alpha": 1, "beta": 1})
+    runs = [host.launch("--gpu_map", gpu_map, "--host", "alpha", host.script(SAY_WHO)) for host in hosts[:2]]
+    all_end(runs[1:], 2)
+    all_say(runs[1:], "Two machines call themselves alpha", "--host")
+    runs[0].process.terminate()
+    runs[0].wait(SOON_S)
+
+
+def test_a_name_of_the_map_without_an_address_is_told_while_it_is_waited_for(hosts: list[Host]) -> None:
+    run = hosts[0].launch("--gpu_map", json.dumps({"alpha": 1, "betta": 1}), "--join_timeout", "3", hosts[0].script(SAY_WHO))
+    all_end([run], 2)
+    all_say([run], "alpha knows no address of betta: check the spelling in the GPU map")

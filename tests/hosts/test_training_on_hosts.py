@@ -6,7 +6,9 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from .fleet import Host, Run, until
@@ -35,8 +37,15 @@ def losses(host: Host) -> dict[int, float]:
     return found
 
 
+def last_weights(host: Host) -> dict[str, Any]:
+    """The weights of the newest checkpoint there, in the precision of training."""
+    from safetensors.numpy import load_file
+
+    return load_file(max(host.folder.glob("*_checkpoints/step_*")) / "model.safetensors")
+
+
 @pytest.mark.slow
-def test_a_host_lost_on_the_way_changes_no_loss(
+def test_a_host_lost_on_the_way_changes_neither_losses_nor_weights(
     hosts: list[Host], tiny_model: Path, write_csv: Callable[..., Path], tmp_path: Path
 ) -> None:
     source = write_csv(160)
@@ -52,3 +61,7 @@ def test_a_host_lost_on_the_way_changes_no_loss(
     found = losses(hosts[0])
     assert found.keys() == undisturbed.keys()
     assert max(abs(found[step] - undisturbed[step]) for step in found) < 1e-9
+    weights, expected = last_weights(hosts[0]), last_weights(hosts[2])
+    assert weights.keys() == expected.keys()
+    for name in weights:
+        np.testing.assert_allclose(weights[name], expected[name], rtol=0, atol=1e-7, err_msg=name)

@@ -508,3 +508,29 @@ def test_a_signal_ends_the_wait_for_other_nodes(nodes: Nodes) -> None:
     error = nodes.follow("alpha")["alpha"]
     assert isinstance(error, LaunchFailed)
     assert error.exit_code == 128 + signal.SIGTERM
+
+
+def test_halves_of_characters_from_a_stranger_are_answered_like_any_wrong_proof(nodes: Nodes) -> None:
+    alpha = nodes.add("alpha", 1, 1, job_token="secret")
+    until(lambda: holder_of(nodes.port) != "")
+    hello = {"kind": "hello", "protocol": 1, "nonce": "\ud800", "proof": "\udfff"}
+    with socket.create_connection(("127.0.0.1", nodes.port), WITHIN_S) as stranger, stranger.makefile("rw") as lines:
+        lines.readline()
+        lines.write(json.dumps(hello) + "\n")
+        lines.flush()
+        answer = json.loads(lines.readline())
+    assert answer["kind"] == "refused"
+    assert "--job_token" in answer["words"]
+    nodes.add("beta", 1, 1, job_token="secret")
+    nodes.start()
+    assert not alpha.over
+
+
+def test_a_mistake_between_nodes_that_have_all_come_waits_for_nobody(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    for pause in ("SETTLE_S", "LINGER_S"):
+        monkeypatch.setattr(master, pause, 2 * WITHIN_S)  # following it, or closing, would take longer than the test allows
+    alpha = nodes.add("alpha", 1, 1)
+    nodes.add("beta", 1, 1, "train.py", "--lr", "1")
+    assert all(isinstance(error, NodesDisagree) for error in nodes.follow().values())
+    alpha.thread.join(WITHIN_S)
+    assert not alpha.thread.is_alive()

@@ -81,4 +81,4 @@ def test_a_mistake_found_when_ranks_start_is_told_to_the_world_and_raised(interr
 
     with pytest.raises(BadSetting):
         run_attempts(world, cannot_start, interrupts)
-    assert [(failure.kind, failure.words, failure.exit_code) for failure in told] == [("usage", "not executable", 2)]
+    assert [(failure.kind, failure.words, failure.exit_code) for failure in told] == [("usage", "alpha: not executable", 2)]

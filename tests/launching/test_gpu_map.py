@@ -53,6 +53,10 @@ def test_a_byte_order_mark_does_no_harm(tmp_path: Path) -> None:
         ('{"": 2}', 'the host ""'),
         ('{"al pha": 2}', 'the host "al pha"'),
         ('{"alpha:29500": 2}', "without a port"),
+        ('{"[fd00::7]:29500": 2}', "without a port"),
+        ('{"http://alpha": 2}', "the name or address alone"),
+        ('{"root@alpha": 2}', "--ssh_user"),
+        ("null", "holds null"),
         (b'\xff\xfe{\x00"\x00', "is not UTF-8"),
     ],
 )
