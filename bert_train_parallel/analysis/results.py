@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +51,7 @@ def find_runs(path: Path) -> list[RunFiles]:
     Raises:
         BadRun: there is no such file, or no run of it.
     """
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path's own, false for names that no file can have
         raise BadRun(f"{path}: there is no such file.{_near(path)}")
     named = RunFiles.of(path)
     if named.stem != path.stem and named.stem != path.name:  # the name ends like a file of a run
@@ -124,7 +125,7 @@ def read_run(files: RunFiles) -> RunResults:
 
 def _near(path: Path) -> str:
     """Names of result files beside a path that does not exist."""
-    beside = sorted(path.parent.glob("*_RESULT.json")) if path.parent.is_dir() else []
+    beside = sorted(path.parent.glob("*_RESULT.json")) if os.path.isdir(path.parent) else []
     return f" Beside it: {', '.join(found.name for found in beside[:5])}." if beside else ""
 
 

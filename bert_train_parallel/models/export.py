@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import zipfile
 import zlib
@@ -150,9 +151,10 @@ def find_saved(path: Path) -> Path:
     Raises:
         BadModel: none, or several in the folder of a run.
     """
-    if (path.suffix == ".sav" and path.is_file()) or (path / "config.json").is_file():
+    # functions of os.path, unlike Path's own, are false for names that no file can have
+    if (path.suffix == ".sav" and os.path.isfile(path)) or os.path.isfile(path / "config.json"):
         return path
-    if path.is_dir():
+    if os.path.isdir(path):
         runs = {RunFiles.of(file).stem: RunFiles.of(file) for file in path.iterdir()}
         models = [model for stem in sorted(runs) if (model := _model_of(runs[stem]))]
         if len(models) > 1:
@@ -165,9 +167,9 @@ def find_saved(path: Path) -> Path:
 
 
 def _model_of(files: RunFiles) -> Path | None:
-    if files.saved_model.is_file():
+    if os.path.isfile(files.saved_model):
         return files.saved_model
-    return files.model_folder if (files.model_folder / "config.json").is_file() else None
+    return files.model_folder if os.path.isfile(files.model_folder / "config.json") else None
 
 
 def _read_sav(path: Path) -> SavedModel:

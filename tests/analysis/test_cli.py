@@ -184,6 +184,7 @@ def test_runs_are_compared_side_by_side(make_run: MakeRun, capsys: pytest.Captur
     "arguments, words",
     [
         (["nowhere.sqlite"], "nowhere.sqlite: there is no such file"),
+        (["n" * 300 + "_RESULT.json"], "_RESULT.json: there is no such file"),
         (["{result}", "--run", "nine"], "--run nine: there is no such run"),
         (["{result}", "--errors", "-1"], "--errors -1"),
         (["{result}", "{result}", "--run", "1"], "--run chooses among the runs of one FILE"),

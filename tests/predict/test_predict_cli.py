@@ -163,8 +163,9 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
-def test_a_model_that_is_not_there_says_what_to_name(type_in: Callable[..., Output], tmp_path: Path) -> None:
-    code, lines, said = type_in("the dog", model=tmp_path)
+@pytest.mark.parametrize("name", [".", "nowhere.sav", "n" * 300 + ".sav"])
+def test_a_model_that_is_not_there_says_what_to_name(type_in: Callable[..., Output], tmp_path: Path, name: str) -> None:
+    code, lines, said = type_in("the dog", model=tmp_path / name)
     assert (code, lines) == (2, [])
     assert "no trained model there. Name a _trained_model.sav file, a model folder, or the folder of a finished run." in said
 
