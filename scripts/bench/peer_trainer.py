@@ -43,6 +43,7 @@ def main() -> int:
 
     os.environ["HF_HUB_OFFLINE"] = "1"
     import numpy as np
+    import torch
     import transformers
     from datasets import Dataset
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, DataCollatorWithPadding, Trainer, TrainingArguments
@@ -75,6 +76,7 @@ def main() -> int:
             weight_decay=0.01,
             seed=args.seed,
             bf16=args.dtype == "bfloat16",
+            use_cpu=not torch.cuda.is_available(),  # without it, bf16 is refused where there is no GPU
             train_sampling_strategy="group_by_length" if args.setting == "grouped" else "random",
             save_strategy="no",
             report_to=[],
