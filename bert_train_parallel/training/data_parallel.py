@@ -32,6 +32,7 @@ from bert_train_parallel.training.strategy import StepResult, Sums
 from bert_train_parallel.training.world import World
 
 _MEASURE_EVERY = 10  # steps between looks at how fast the ranks are
+_RETURN_EVERY = 16  # steps between looks at what the C library keeps of freed memory
 _ADVISE_AFTER = 20  # steps after which the world is compared with fewer ranks
 # buffers of a BERT are constants; the name of the setting changed in torch 2.13
 _KEEP_BUFFERS = {
@@ -85,6 +86,8 @@ class DataParallel:
         self._watch.lap(int(lengths[share].sum()))
         self._pace.send(bool(self._requests), *self._watch.read())
         self._updater.update(learning_rate)
+        if self._world.device.type == "cpu" and (step + 1) % _RETURN_EVERY == 0:
+            memory.return_freed()
         stop, clock = self._pace.receive()
         return StepResult(stop, clock, self._look_at_speeds(step, clock, int(lengths.sum())))
 

@@ -1,9 +1,12 @@
-"""How many tokens a GPU can hold at once, found before the first step, and what to say when it is not enough."""
+"""How many tokens a GPU can hold at once, found before the first step, what to say when it is not enough, and what a CPU gives back."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import Any
 
 import torch
 
@@ -13,6 +16,7 @@ from bert_train_parallel.training.world import World
 
 _SAFE = 0.9  # of the memory is planned with; less after each restart, which an error of this kind may have caused
 _AFTER_RESTART = 0.8
+_KEPT_FOR_LATER = 512 << 20  # bytes that the C library may keep of what was freed
 
 
 def find_room(heaviest: IntArray, tokens_of: Callable[[IntArray], int], attempt: Callable[[IntArray], None], world: World) -> int:
@@ -61,6 +65,39 @@ def sentence(world: World, tokens: int | None = None) -> str:
         "--gradient_checkpointing, --dtype bfloat16, a smaller --sequence_len or a smaller model. "
         "What was saved so far is whole, and --resume goes on from it."
     )
+
+
+def return_freed(above: int = _KEPT_FOR_LATER) -> bool:
+    """Give what was freed back to the system, where the C library keeps more than `above` bytes of it; whether it did.
+
+    Steps of differing sizes leave gaps that later tensors do not fit: without this a training on a CPU grew from 0.9 to
+    6.4 GiB within 400 steps, of which a quarter of a GiB was in use. Only glibc tells and trims; elsewhere nothing is done.
+    """
+    glibc = _glibc()
+    if glibc is None or glibc.mallinfo2().fordblks <= above:
+        return False
+    return bool(glibc.malloc_trim(0))
+
+
+class _MallocInfo(ctypes.Structure):
+    """`struct mallinfo2` of glibc 2.33 and newer."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+    ]
+
+
+@cache
+def _glibc() -> Any:
+    """The C library of this process, or None where it is not a glibc that can be asked."""
+    try:
+        library = ctypes.CDLL(None)
+        library.mallinfo2.restype = _MallocInfo
+        library.malloc_trim.argtypes = [ctypes.c_size_t]
+    except (AttributeError, OSError, TypeError):
+        return None
+    return library
 
 
 @contextlib.contextmanager
