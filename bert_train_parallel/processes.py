@@ -42,6 +42,7 @@ def end_with(body: Callable[[], int]) -> NoReturn:
 
     For ranks of a world: threads of gloo may still be letting go of tensors then, and Python ends a thread that asks
     for its lock while it finalises in a way that C++ answers with abort(), so that a finished run would count as failed.
+    Threads of Temporal's client do the same.
     """
     code: int | str | None = 1
     try:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import re
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from bert_train_parallel.errors import BadSetting, MissingPackage, Unreachable, run_command
+from bert_train_parallel.errors import BadRun, BadSetting, MissingPackage, Unreachable, run_command
+from bert_train_parallel.processes import end_with
 
 if TYPE_CHECKING:
     from temporalio.client import Client
@@ -30,7 +32,9 @@ _NEEDED = "Sweeps need Temporal and Optuna, which are not all installed: pip ins
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Durable sweeps: many trainings side by side, each one launch, and none lost or repeated whatever crashes."""
-    return run_command(NAME, lambda: _run(sys.argv[1:] if argv is None else argv))
+    if argv is None:  # the command itself: threads of Temporal's own part may abort a process that finalises
+        end_with(lambda: run_command(NAME, lambda: _run(sys.argv[1:])))
+    return run_command(NAME, lambda: _run(argv))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,8 +52,14 @@ def _run(argv: Sequence[str]) -> int:
             raise MissingPackage(_NEEDED) from None
         raise
     except asyncio.CancelledError:  # SIGTERM: everything was ended in order
-        print(f"{NAME}: stopped. The same command goes on.", file=sys.stderr)
-        return 143
+        return _stopped(143)
+    except KeyboardInterrupt:
+        return _stopped(130)
+
+
+def _stopped(exit_code: int) -> int:
+    print(f"{NAME}: stopped. The same command goes on.", file=sys.stderr)
+    return exit_code
 
 
 def _with_dashes(argv: Sequence[str]) -> list[str]:
@@ -83,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
         one.add_argument("--namespace", help="Temporal's namespace")
         one.set_defaults(body=body)
 
-    sweep_id = ("id", {"metavar": "ID", "help": "the sweep's experiment_id"})
+    sweep_id = ("id", {"type": _name, "metavar": "ID", "help": "the sweep's experiment_id"})
     file = ("file", {"type": Path, "metavar": "FILE", "help": "JSON; bert_sweep example shows one"})
     trials = ("--trials", {"type": _whole(1), "metavar": "N", "help": "trials at a time here (default: one for each GPU)"})
     number = ("trial", {"type": _whole(0), "metavar": "TRIAL"})
@@ -105,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     }
     command("worker", _worker, ("--queue", roles), trials, ("--host", {"metavar": "NAME", "help": "this node's name in GPU maps"}))
     command("start", _start, file)
-    command("status", _status, ("id", {"metavar": "ID", "nargs": "?", "help": "the sweep's experiment_id (default: all)"}))
+    command("status", _status, ("id", {"type": _name, "metavar": "ID", "nargs": "?", "help": "the sweep's experiment_id (default: all)"}))
     command("watch", _watch, sweep_id)
     for name, help in (("pause", "begin no further trial"), ("resume", "begin trials again"), ("approve", "let the next rung begin")):
         command(name, _update(name, help), sweep_id)
@@ -201,20 +211,25 @@ def _watch(arguments: argparse.Namespace) -> int:
 
 def _update(name: str, help: str, *words: str) -> Callable[[argparse.Namespace], None]:
     def body(arguments: argparse.Namespace) -> None:
-        from bert_train_parallel.sweeps.status import update
-
-        given = [getattr(arguments, word) for word in words]
-        print(_with_client(arguments, lambda client: update(client, arguments.id, name, given)))
+        _tell(arguments, name, [getattr(arguments, word) for word in words])
 
     body.__doc__ = help
     return body
 
 
-def _stop(arguments: argparse.Namespace) -> None:
-    """begin no further trial, and end the sweep when those under way have ended"""
+def _tell(arguments: argparse.Namespace, name: str, given: list[Any]) -> None:
+    """Tell a sweep something, and print its answer; raises BadRun for one that has ended here."""
+    from bert_train_parallel.sweeps.results import read_result
     from bert_train_parallel.sweeps.status import update
 
-    print(_with_client(arguments, lambda client: update(client, arguments.id, "stop", [arguments.now])))
+    if not arguments.address and read_result(arguments.output_dir / arguments.id):
+        raise BadRun(f"{arguments.id} has ended; bert_sweep status {arguments.id} shows what it found.")
+    print(_with_client(arguments, lambda client: update(client, arguments.id, name, given)))
+
+
+def _stop(arguments: argparse.Namespace) -> None:
+    """begin no further trial, and end the sweep when those under way have ended"""
+    _tell(arguments, "stop", [arguments.now])
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -268,7 +283,9 @@ def _with_client(arguments: argparse.Namespace, body: Callable[[Client], Awaitab
                 server.stop()
         try:
             client = await connect(found.grpc if found else arguments.address, arguments.namespace or ("default" if found else None))
-        except Unreachable:
+        except Unreachable as error:
+            if not found and not arguments.address and not is_configured():
+                raise Unreachable(f"{arguments.output_dir} has no server (--output_dir names another folder). {error}") from None
             if not found:
                 raise
             raise Unreachable(
@@ -278,6 +295,17 @@ def _with_client(arguments: argparse.Namespace, body: Callable[[Client], Awaitab
         return await body(client)
 
     return asyncio.run(call())
+
+
+def _name(text: str) -> str:
+    """A sweep's name, which is that of a folder and never a path.
+
+    >>> _name("leanings-random")
+    'leanings-random'
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a sweep; bert_sweep status lists them")
+    return text
 
 
 def _whole(least: int) -> Callable[[str], int]:

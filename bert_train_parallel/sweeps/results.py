@@ -156,7 +156,7 @@ def read_result(place: Path) -> tuple[SweepRequest, SweepResult] | None:
     """What a sweep was asked and found; None for one that has not ended."""
     try:
         found = json.loads((place / RESULT).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError:
         raise BadRun(f"{place / RESULT} cannot be read. Remove it, and run the sweep again: what was trained is kept.") from None

@@ -12,7 +12,7 @@ from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError
 
-from bert_train_parallel.errors import BadSetting, Unreachable
+from bert_train_parallel.errors import BadSetting, Unreachable, not_writable
 from bert_train_parallel.run_files import write_json
 from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps import views, watching
@@ -55,13 +55,16 @@ def _known(request: m.SweepRequest, folder: Path) -> m.SweepResult | None:
 def _begun(place: Path) -> m.SweepRequest | None:
     try:
         return m.SweepRequest.model_validate_json((place / REQUEST).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
 async def _run(request: m.SweepRequest, folder: Path) -> m.SweepResult:
     place = SharedFolder(folder).sweep(request.experiment_id)
-    place.mkdir(parents=True, exist_ok=True)
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise not_writable(error, place) or error from error
     write_json(place / REQUEST, request.model_dump(mode="json"))
     async with local(folder, trials_at_once(request), request.launch.grace_s + 5) as here:
         await start(here.client, request)

@@ -92,7 +92,7 @@ class EmbeddedServer:
             self._folder.mkdir(parents=True, exist_ok=True)
             lock = os.open(self._folder / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise not_writable(error, self._folder) or error from error
+            raise not_writable(error, self._folder / "server.lock") or error from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -181,9 +181,21 @@ async def connect(address: str | None = None, namespace: str | None = None) -> C
         return await Client.connect(**config, data_converter=pydantic_data_converter, runtime=_quiet_runtime())
     except (RuntimeError, ValueError) as error:
         raise Unreachable(
-            f"No Temporal server answers at {config['target_host']}: {str(error).splitlines()[0]} "
+            f"No Temporal server answers at {config['target_host']}: {_reason(str(error))}. "
             "Start one with bert_sweep server, or name another with --address."
         ) from None
+
+
+def _reason(said: str) -> str:
+    """What a person can use of a connection's error, which quotes the insides of the library that met it.
+
+    >>> _reason('Failed client connect: Error(ConnectError(Os { code: 111, kind: Refused, message: "Connection refused" }))')
+    'connection refused'
+    >>> _reason("Invalid target URL: relative URL without a base.")
+    'Invalid target URL: relative URL without a base'
+    """
+    quoted = re.search(r'(?:message|error): "([^"]+)"', said)
+    return quoted[1][0].lower() + quoted[1][1:] if quoted else (said.splitlines() or ["no reason given"])[0].rstrip(".")
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bert_train_parallel.sweeps.cli import main
+from bert_train_parallel.sweeps.cli import _parser, main
 from bert_train_parallel.sweeps.messages import BertFineTuneConfig, CoordinatorWorkflowInput, SweepRequest
 from bert_train_parallel.sweeps.requests import read_configurations, read_sweep
 
@@ -74,7 +74,9 @@ def test_a_mistake_in_a_file_is_one_line_that_names_file_and_field(
         (["fly"], "invalid choice"),
         (["set-budget", "mine", "lots"], "not a number of GPU-hours"),
         (["stop-trial", "mine", "x"], "not a whole number"),
-        (["pause", "mine"], "No Temporal server answers"),
+        (["pause", "mine"], "No Temporal server answers at 127.0.0.1:9: connection refused. "),
+        (["status", "../mine"], "is not the name of a sweep"),
+        (["rerun", "", "1"], "is not the name of a sweep"),
         (["worker", "--queue", "training"], "No Temporal server answers"),
     ],
 )
@@ -88,6 +90,41 @@ def test_a_mistake_in_the_words_is_one_line(
     said = capsys.readouterr().err
     assert words in said
     assert said.count("\n") == 1
+
+
+def test_a_folder_that_cannot_be_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path, {"base": BASE})
+    for folder in (path, Path("/proc/nowhere")):
+        assert main(["run", str(path), "--output_dir", str(folder)]) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        assert f"{folder}/mine" in said
+        assert "--output_dir" in said
+
+
+def test_where_no_sweep_was_run_the_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bert_train_parallel.errors import Unreachable
+    from bert_train_parallel.sweeps import server
+
+    async def nobody(*_: Any) -> None:
+        raise Unreachable("No Temporal server answers.")
+
+    monkeypatch.setattr(server, "connect", nobody)
+    monkeypatch.setattr(server, "is_configured", lambda: False)
+    arguments = _parser().parse_args(["watch", "mine", "--output_dir", str(tmp_path / "elsewhere")])
+    with pytest.raises(Unreachable, match="elsewhere has no server"):
+        arguments.body(arguments)
+
+
+def test_the_command_ends_without_the_finalisation_that_threads_of_temporal_abort(server: str, tmp_path: Path) -> None:
+    words = ["bert_sweep", "status", "nobody", "--address", server, "--output_dir", str(tmp_path)]
+    code = (
+        "import atexit, sys\nfrom bert_train_parallel.sweeps.cli import main\n"
+        f"atexit.register(print, 'finalised')\nsys.argv = {words!r}\nsys.exit(main())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "There is no sweep nobody" in done.stderr
 
 
 def test_data_is_looked_for_beside_the_file(tmp_path: Path) -> None:
@@ -128,6 +165,8 @@ def test_a_sweep_that_has_ended_is_told_at_once_and_another_under_its_name_is_re
     (place / "RESULT.json").write_text(json.dumps({"request": request.model_dump(mode="json"), "result": result}))
     assert main(["run", str(path), "--output_dir", str(tmp_path / "out")]) == 0
     assert "best: mine-t0003, accuracy 0.9000" in capsys.readouterr().out
+    assert main(["pause", "mine", "--output_dir", str(tmp_path / "out")]) == 2
+    assert "mine has ended" in capsys.readouterr().err
     write(tmp_path, {"base": BASE, "seed": 7})
     assert main(["run", str(path), "--output_dir", str(tmp_path / "out")]) == 2
     assert "seed (was 42, is now 7)" in capsys.readouterr().err
