@@ -67,13 +67,6 @@ def rungs_of(ladder: Ladder, trials: int) -> tuple[Rung, ...]:
     return tuple(rungs)
 
 
-def _check_longer(before: Rung, rung: Rung) -> None:
-    if rung.epochs <= before.epochs:
-        raise ValueError(f"stage {rung.number + 1} has {rung.epochs} epochs after {before.epochs}; each stage trains longer than the last")
-    if rung.max_train_samples is not None and (before.max_train_samples or rung.max_train_samples + 1) > rung.max_train_samples:
-        raise ValueError(f"stage {rung.number + 1} has fewer samples than the one before; each stage has as many or more")
-
-
 def maximises(metric: str) -> bool:
     """Whether more of a figure is better.
 

@@ -298,7 +298,7 @@ class LadderSweepWorkflow(_Sweep):
         randoms = await self._climb(planned, last)
         self.board = board
         best = rungs.best_first([(one.number, one.score) for one in randoms], request.maximise)
-        return await training.compare(
+        found = await training.compare(
             m.CompareRequest(
                 winner=winner.run_id,
                 winner_rows=rows_seen,
@@ -306,6 +306,10 @@ class LadderSweepWorkflow(_Sweep):
                 metric=request.metric,
             )
         )
+        if workflow.patched("clean-up-after-comparison") and not request.keep_checkpoints:
+            keep = (winner.run_id, *([found.random_best] if found.random_best else []))
+            await training.clean_up(m.CleanUpRequest(among=tuple(one.run_id for one in randoms), keep=keep))
+        return found
 
 
 def trial_result(trial: Planned, found: m.BertFineTuneResult) -> m.TrialResult:

@@ -121,6 +121,9 @@ def test_a_ladder_that_compares_runs_random_trials_of_as_many_rows(server: str, 
     assert result.comparison.random_trials == 3
     assert result.comparison.random_best is not None
     assert result.comparison.random_best.startswith("mine-random-t")
+    randoms = {f"mine-random-t{number:04d}" for number in range(3)}
+    losers = [set(request.among) - set(request.keep) for request in simulated.cleaned if randoms & set(request.among)]
+    assert losers == [randoms - {result.comparison.random_best}]
 
 
 def test_a_rung_waits_for_approval_where_that_is_asked_for(server: str, simulated: Simulated) -> None:
