@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -150,6 +151,16 @@ def leaderboard(folder: str | Path) -> pandas.DataFrame:
     if not path.is_file():
         raise BadRun(f"{path}: there is no such file. Name the folder of a sweep that has ended.")
     return pandas.read_csv(path)
+
+
+def why_ended(place: Path, most: int = 3) -> list[str]:
+    """Why trials of a sweep have no score, the commonest reasons first."""
+    try:
+        with open(place / "leaderboard.csv", encoding="utf-8", newline="") as file:
+            found = Counter(f"{row['state']}: {row['error']}" for row in csv.DictReader(file) if not row["score"])
+    except FileNotFoundError:
+        return []
+    return [f"  {count} {reason}" for reason, count in found.most_common(most)]
 
 
 def read_result(place: Path) -> tuple[SweepRequest, SweepResult] | None:

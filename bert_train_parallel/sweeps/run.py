@@ -12,7 +12,7 @@ from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError
 
-from bert_train_parallel.errors import BadSetting, Unreachable, not_writable
+from bert_train_parallel.errors import BadSetting, BertTrainParallelError, Unreachable, not_writable
 from bert_train_parallel.run_files import write_json
 from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps import views, watching
@@ -20,7 +20,7 @@ from bert_train_parallel.sweeps.folder import SharedFolder
 from bert_train_parallel.sweeps.local import local
 from bert_train_parallel.sweeps.requests import differences, read_configurations, read_sweep
 from bert_train_parallel.sweeps.reservations import count_here
-from bert_train_parallel.sweeps.results import REQUEST, read_result
+from bert_train_parallel.sweeps.results import REQUEST, export, read_result, why_ended
 from bert_train_parallel.sweeps.workflows import CoordinatorWorkflow, LadderSweepWorkflow, SweepWorkflow
 
 
@@ -46,8 +46,7 @@ def _known(request: m.SweepRequest, folder: Path) -> m.SweepResult | None:
     differing = differences(request, before) if before else []
     if differing:
         raise BadSetting(
-            f"{place} is of another sweep of this name, which differs in {'; '.join(differing)}. "
-            f"Give the new one its own experiment_id, or remove {place}."
+            f"{place} is of another sweep of this name, which differs in {'; '.join(differing)}. Give the new one its own experiment_id."
         )
     return found[1] if found else None
 
@@ -60,15 +59,36 @@ def _begun(place: Path) -> m.SweepRequest | None:
 
 
 async def _run(request: m.SweepRequest, folder: Path) -> m.SweepResult:
-    place = SharedFolder(folder).sweep(request.experiment_id)
+    shared = SharedFolder(folder.resolve())
+    place = shared.sweep(request.experiment_id)
     try:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise not_writable(error, place) or error from error
-    write_json(place / REQUEST, request.model_dump(mode="json"))
     async with local(folder, trials_at_once(request), request.launch.grace_s + 5) as here:
         await start(here.client, request)
-        return await watching.follow(here.client, request.experiment_id, here.page)
+        if not (place / REQUEST).is_file():
+            await _refuse_other(here.client, request, place)
+            write_json(place / REQUEST, request.model_dump(mode="json"))
+        try:
+            result = await watching.follow(here.client, request.experiment_id, here.page)
+        except BertTrainParallelError:
+            if not any(shared.run(request.experiment_id).parent.glob(f"{request.experiment_id}-t*")):
+                (place / REQUEST).unlink()  # it failed before any trial: its file may be mended, and run again
+            raise
+    if read_result(place) is None:  # the history has it, and someone removed the folder
+        await export(m.ExportRequest(request=request, result=result), shared, lambda: None)
+    return result
+
+
+async def _refuse_other(client: Client, request: m.SweepRequest, place: Path) -> None:
+    """Raises BadSetting where the history has another sweep of this name, whose folder was removed: its runs are still there."""
+    differing = differences(request, await watching.request_of(client, request.experiment_id))
+    if differing:
+        raise BadSetting(
+            f"{place} is gone, but the history of {place.parent} has another sweep of this name, which differs in "
+            f"{'; '.join(differing)}. Give the new one its own experiment_id."
+        )
 
 
 async def start(client: Client, request: m.SweepRequest, patience_s: float = 60.0) -> None:
@@ -115,6 +135,8 @@ def show(result: m.SweepResult, request: m.SweepRequest, folder: Path) -> int:
     if result.best_run_id:
         places["best run"] = str(SharedFolder(folder).run(result.best_run_id))
     print("\n".join(views.result_lines(result, places)))
+    if not result.best_run_id:
+        print("\n".join(why_ended(place)))
     return 0 if result.best_run_id else 1
 
 

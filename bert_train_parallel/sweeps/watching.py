@@ -28,6 +28,18 @@ def workflow_id(experiment_id: str) -> str:
     return f"bert-sweep-{experiment_id}"
 
 
+async def request_of(client: Client, experiment_id: str) -> m.SweepRequest:
+    """What the newest workflow of a sweep was asked.
+
+    Raises:
+        RPCError: there is none, or the server does not answer.
+    """
+    events = sweep_handle(client, experiment_id).fetch_history_events(page_size=1)
+    started = (await anext(events)).workflow_execution_started_event_attributes
+    found = await client.data_converter.decode(list(started.input.payloads), [m.SweepRequest])
+    return m.SweepRequest.model_validate(found[0].model_copy(update={"so_far": None}))
+
+
 async def status_of(handle: WorkflowHandle[Any, Any]) -> WorkflowExecutionStatus | None:
     """Whether a workflow runs; None where there is none.
 
