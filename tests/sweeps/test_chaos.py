@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import os
 import random
@@ -25,6 +24,8 @@ import pytest
 from bert_train_parallel.progress import read_events
 from bert_train_parallel.sweeps import lease
 from bert_train_parallel.sweeps.cli import main
+
+from .seen import leaderboard, left_over
 
 LONG = bool(os.environ.get("LONG_CHAOS"))
 TRIALS, KILLS = (12, 30) if LONG else (3, 4)
@@ -76,17 +77,6 @@ def below(process: subprocess.Popen[bytes]) -> dict[str, list[psutil.Process]]:
     return found
 
 
-def left_over(folder: Path) -> list[str]:
-    """Processes of this user that still have to do with a folder."""
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            words = " ".join(process.cmdline())
-            if str(folder) in words and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(words)
-    return found
-
-
 @dataclass
 class Disturbed:
     """A sweep under kills; `times` says when what was killed."""
@@ -131,13 +121,6 @@ class Disturbed:
             process.wait()
 
 
-def leaderboard(folder: Path) -> list[dict[str, str]]:
-    with open(folder / "chaos" / "leaderboard.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    changing = ("gpu_seconds", "attempts", "host")
-    return [{name: value for name, value in row.items() if name not in changing} for row in rows]
-
-
 def spans(run: Path) -> Iterator[tuple[int, list[int]]]:
     """For each attempt that trained: the step at which it began, and the steps that it did."""
     begun: tuple[int, list[int]] | None = None
@@ -176,9 +159,9 @@ def test_a_sweep_under_kills_finds_what_an_undisturbed_one_finds(tiny_model: Pat
     disturbed = Disturbed(path, rough, random.Random(int(os.environ.get("CHAOS_SEED", "1"))))
     disturbed.run(KILLS)
     assert disturbed.times, "the sweep was over before anything was killed"
-    assert leaderboard(rough) == leaderboard(calm)
+    assert leaderboard(rough / "chaos") == leaderboard(calm / "chaos")
     again = 0
-    for row in leaderboard(rough):
+    for row in leaderboard(rough / "chaos"):
         again += check_steps(rough / "bert_runs" / row["run_id"], int(row["steps"]))
         one, other = ((folder / "bert_runs" / row["run_id"]) for folder in (calm, rough))
         assert next(one.glob("*_predictions.csv")).read_bytes() == next(other.glob("*_predictions.csv")).read_bytes()

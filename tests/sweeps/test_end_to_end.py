@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from bert_train_parallel.sweeps.cli import main
+
+from .seen import leaderboard, left_over
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 
@@ -37,3 +44,99 @@ def test_a_given_configuration_is_trained_evaluated_and_used(
     assert [line.split()[0] for line in lines] == ["good", "bad"]
     assert main(["infer", "nobody", "some text", *out]) == 2
     assert "has no finished run" in capsys.readouterr().err
+
+
+def ladder_file(folder: Path, source: Path, model: Path, **settings: object) -> Path:
+    tuned = {"model_name": str(model), "dataset_name": str(source), "batch_size": 8, "use_gpu": False, "settings": settings}
+    content = {
+        "experiment_id": "mine",
+        "base": {"fine_tune_config": tuned},
+        "space": {"learning_rate": [1e-4, 1e-2]},
+        "num_trials": 2,
+        "max_concurrency": 2,
+        "launch": {"grace_s": 2},
+        "ladder": {"stages": [{"epochs": 1, "max_train_samples": 40, "keep": 1, "new": 2}, {"epochs": 2, "new": 1}]},
+    }
+    path = folder / "mine.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def predictions(folder: Path, run_id: str) -> bytes:
+    return next((folder / "bert_runs" / run_id).glob("*_predictions.csv")).read_bytes()
+
+
+def test_a_ladder_of_the_same_seed_finds_the_same_and_goes_on_from_what_was_trained(
+    tiny_model: Path, write_csv: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = ladder_file(tmp_path, write_csv(120), tiny_model)
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder in (one, other):
+        assert main(["run", str(path), "--output_dir", str(folder)]) == 0
+    rows = leaderboard(one / "mine")
+    assert rows == leaderboard(other / "mine")
+    assert {row["run_id"]: predictions(one, row["run_id"]) for row in rows} == {
+        row["run_id"]: predictions(other, row["run_id"]) for row in rows
+    }
+    promoted = [row for row in rows if row["promoted_from"]]
+    assert [row["rung"] for row in promoted] == ["1"]
+    assert all(0 < int(row["first_step"]) < int(row["steps"]) for row in promoted)
+    assert [row["first_step"] for row in rows if not row["promoted_from"]] == ["0"] * 3
+
+
+def hears_ctrl_c() -> None:
+    """A shell that starts the tests in the background has it ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+@pytest.mark.parametrize("how", ["Ctrl-C", "stop --now"])
+def test_a_sweep_that_is_stopped_in_a_training_leaves_no_process_and_goes_on(
+    how: str, tiny_model: Path, write_csv: Callable[..., Path], tmp_path: Path
+) -> None:
+    path, folder = ladder_file(tmp_path, write_csv(120), tiny_model, log_every=1), tmp_path / "out"
+    command = [sys.executable, "-P", "-m", "bert_train_parallel.sweeps", "run", str(path), "--output_dir", str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, preexec_fn=hears_ctrl_c)
+    try:
+        deadline = time.monotonic() + 120
+        while not any(folder.glob("bert_runs/*/*_progress.jsonl")) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if how == "Ctrl-C":
+            process.send_signal(signal.SIGINT)
+        else:
+            assert main(["stop", "mine", "--now", "--output_dir", str(folder)]) == 0
+        exit_code = process.wait(60)
+        assert left_over(folder) == []
+    finally:
+        process.kill()
+        process.wait()
+    if how == "Ctrl-C":
+        assert exit_code == 130
+        assert main(["run", str(path), "--output_dir", str(folder)]) == 0
+        assert len(leaderboard(folder / "mine")) == 4
+    else:
+        assert main(["status", "mine", "--output_dir", str(folder)]) == 0
+        assert json.loads((folder / "mine" / "RESULT.json").read_text())["result"]["stopped"]
+
+
+def test_a_file_is_mended_after_a_failure_and_a_name_never_gives_the_results_of_another_sweep(
+    tiny_model: Path, write_csv: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = ladder_file(tmp_path, tmp_path / "nowhere.csv", tiny_model), ["--output_dir", str(tmp_path / "out")]
+    content = json.loads(path.read_text())
+    tuned = content["base"]["fine_tune_config"]
+    assert main(["run", str(path), *out]) == 2
+    assert "there is no such file" in capsys.readouterr().err
+
+    tuned |= {"dataset_name": str(write_csv(120)), "label_field": "mood"}
+    path.write_text(json.dumps(content))
+    assert main(["run", str(path), *out]) == 1
+    assert "has no column 'mood'" in capsys.readouterr().out
+
+    shutil.rmtree(tmp_path / "out" / "mine")
+    path.write_text(json.dumps(content | {"seed": 5}))
+    assert main(["run", str(path), *out]) == 2
+    assert "another sweep of this name, which differs in seed (was 42, is now 5)" in capsys.readouterr().err
+
+    path.write_text(json.dumps(content))
+    assert main(["run", str(path), *out]) == 1
+    assert [row["state"] for row in leaderboard(tmp_path / "out" / "mine")] == ["failed"] * 2
