@@ -3,11 +3,12 @@
 
     scripts/bench/sweep_throughput.py                    # all parts: 3 rounds of 1,000 trials, 20 launches, 20 seeds
     scripts/bench/sweep_throughput.py trials --count 10000 --rounds 1
-    scripts/bench/sweep_throughput.py children | launches | tpe
+    scripts/bench/sweep_throughput.py children | launches | cancel | tpe
 
 trials      no-op trials as activities of the sweep, as `bert_sweep` runs them; and the worker's memory
 children    the same number of trials as child workflows, the shape that a sweep does not have
 launches    a trial that is a launch of a program that does nothing, beside the bare launch of the same
+cancel      from asking a sweep to stop until the last process of a trial is gone that does not hear SIGTERM
 tpe         60 proposals of TPE against 60 draws on a known quadratic
 """
 
@@ -15,7 +16,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import math
+import os
 import resource
 import statistics
 import subprocess
@@ -24,9 +27,11 @@ import tempfile
 import time
 import uuid
 from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 from common import record
 from temporalio import activity, workflow
 from temporalio.client import Client
@@ -43,6 +48,7 @@ from bert_train_parallel.sweeps.suggest import propose
 from bert_train_parallel.sweeps.trials import Trials
 from bert_train_parallel.sweeps.workflows import CheckpointedBertTrainingWorkflow, SweepWorkflow
 
+HEARTBEAT = timedelta(seconds=1)  # as bert_sweep's own workers
 CONFIG = m.BertFineTuneConfig(dataset_name="leanings.csv")
 SNAPSHOT = m.DatasetSnapshotResult(
     snapshot_id="s",
@@ -83,31 +89,45 @@ class ChildrenWorkflow:
         return count
 
 
-async def served(body: Callable[[Client], Awaitable[float]]) -> float:
+async def served(body: Callable[[Client], Awaitable[float]], trains: bool = False) -> float:
+    """Run something beside a server and its workers; trials do nothing unless they are to be launches of PRETEND."""
     with tempfile.TemporaryDirectory() as place:
         server = EmbeddedServer(Path(place))
         try:
             client = await connect_when_ready(server)
             activities = Activities(SharedFolder(Path(place)))
+            train = activities.fine_tune_bert if trains else no_op
+            put_data(Path(place))
             short = [activities.record_trials, activities.clean_up, no_export]
             async with (
                 Worker(client, task_queue=m.EVAL_QUEUE, workflows=[SweepWorkflow, ChildrenWorkflow], activities=short),
-                Worker(client, task_queue=m.TRAINING_QUEUE, workflows=[CheckpointedBertTrainingWorkflow], activities=[no_op]),
+                Worker(
+                    client,
+                    task_queue=m.TRAINING_QUEUE,
+                    workflows=[CheckpointedBertTrainingWorkflow],
+                    activities=[train],
+                    max_heartbeat_throttle_interval=HEARTBEAT,
+                    default_heartbeat_throttle_interval=HEARTBEAT,
+                ),
             ):
                 return await body(client)
         finally:
             server.stop()
 
 
+def put_data(folder: Path) -> None:
+    """What SNAPSHOT says is there."""
+    (folder / "s").mkdir()
+    (folder / "s" / "s.csv").write_text("text,label\n")
+
+
+def request_of(count: int, **changes: Any) -> m.SweepRequest:
+    base = {"fine_tune_config": CONFIG.model_dump() | {"use_gpu": False}, "dataset_snapshot": SNAPSHOT.model_dump()}
+    return m.SweepRequest.model_validate({"experiment_id": "bench", "base": base, "num_trials": count, "max_concurrency": 8} | changes)
+
+
 def sweep_of(count: int) -> Callable[[Client], Awaitable[float]]:
-    request = m.SweepRequest.model_validate(
-        {
-            "experiment_id": "bench",
-            "base": {"fine_tune_config": CONFIG.model_dump(), "dataset_snapshot": SNAPSHOT.model_dump()},
-            "num_trials": count,
-            "max_concurrency": 8,
-        }
-    )
+    request = request_of(count)
 
     async def body(client: Client) -> float:
         began = time.perf_counter()
@@ -142,6 +162,43 @@ def bench_children(count: int, rounds: int) -> dict[str, Any]:
     return {"children_per_s": statistics.median(rates), "rounds": rates, "count": count}
 
 
+GRACE_S = 1.0
+
+
+async def stop_in_training(client: Client) -> float:
+    """Seconds from asking a sweep of one trial to end at once, until no process of the trial is left."""
+    request = request_of(1, launch={"grace_s": GRACE_S})
+    handle = await client.start_workflow(SweepWorkflow.run, request, id=f"bench-{uuid.uuid4()}", task_queue=m.EVAL_QUEUE)
+    while not trainers():
+        await asyncio.sleep(0.1)
+    await asyncio.sleep(1)
+    began = time.perf_counter()
+    await handle.execute_update("stop", True)
+    while trainers():
+        await asyncio.sleep(0.02)
+    seconds = time.perf_counter() - began
+    await handle.result()
+    return seconds
+
+
+def trainers() -> list[psutil.Process]:
+    """Processes that train, or pretend to, below this one."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if str(PRETEND) in process.cmdline() and "--preponly" not in process.cmdline() and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+    return found
+
+
+def bench_cancel(rounds: int) -> dict[str, Any]:
+    trials_module.TRAINER = (sys.executable, str(PRETEND))  # type: ignore[assignment]
+    os.environ |= {"PRETEND_STEPS": "100000", "PRETEND_STEP_S": "0.05", "PRETEND_DEAF": "1"}
+    seconds = [asyncio.run(served(stop_in_training, trains=True)) for _ in range(rounds)]
+    print(f"from stop to the last process gone, grace {GRACE_S:g} s: median {statistics.median(seconds):.2f} s, most {max(seconds):.2f} s")
+    return {"grace_s": GRACE_S, "gone_s": statistics.median(seconds), "gone_most_s": max(seconds), "rounds": rounds}
+
+
 PRETEND = Path(__file__).resolve().parents[2] / "tests" / "sweeps" / "pretend_trainer.py"
 
 
@@ -151,8 +208,7 @@ def bench_launches(rounds: int) -> dict[str, Any]:
     bare, as_trial = [], []
     with tempfile.TemporaryDirectory() as place:
         folder = SharedFolder(Path(place))
-        (folder.root / "s").mkdir()
-        (folder.root / "s" / "s.csv").write_text("text,label\n")
+        put_data(folder.root)
         own = Trials(folder, "bench")
         for number in range(rounds + 1):
             work = folder.root / f"bare{number}"
@@ -211,7 +267,7 @@ def bench_tpe(seeds: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", nargs="?", choices=("trials", "children", "launches", "tpe"))
+    parser.add_argument("part", nargs="?", choices=("trials", "children", "launches", "cancel", "tpe"))
     parser.add_argument("--count", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
@@ -220,6 +276,7 @@ def main() -> None:
         "children": lambda: bench_children(max(arguments.count // 10, 20), arguments.rounds),
         "launches": lambda: bench_launches(20),
         "tpe": lambda: bench_tpe(20),
+        "cancel": lambda: bench_cancel(arguments.rounds),
     }
     for name, part in parts.items():
         if arguments.part in (None, name):
