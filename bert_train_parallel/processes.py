@@ -9,6 +9,8 @@ reaches process groups and living chains of parents only.
 from __future__ import annotations
 
 import contextlib
+import glob
+import itertools
 import os
 import select
 import signal
@@ -147,15 +149,19 @@ def send(pid: int, number: int) -> None:
         pass
 
 
-def reap_orphans(own: Sequence[int] = ()) -> None:
-    """Collect the ended children that nobody waits for; those of `own` are left for their Popen."""
+def reap_orphans(own: Sequence[int] = ()) -> bool:
+    """Collect the ended children that nobody waits for; those of `own` are left for their Popen.
+
+    Returns:
+        Whether this process has children left. Of a subreaper, that says whether anything lives below it.
+    """
     while True:
         try:
             ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:
-            return
+            return False
         if ended is None or ended.si_pid in own:
-            return
+            return True
         os.waitpid(ended.si_pid, 0)
 
 
@@ -166,14 +172,27 @@ def kill_descendants(patience_s: float = 5.0) -> list[int]:
         Processes that were still there after `patience_s`: stuck in the kernel, or of another user.
     """
     deadline = time.monotonic() + patience_s
-    while True:
+    # the kernel is asked whether any is left: reading /proc misses a process that forks and ends meanwhile
+    while reap_orphans():
         left = descendants(os.getpid())
-        for pid in left:
+        for pid in itertools.chain(left, _own_children()):
             send(pid, signal.SIGKILL)
-        reap_orphans()
-        if not left or time.monotonic() > deadline:
-            return left
-        time.sleep(0.005)
+        if time.monotonic() > deadline:
+            return left or _own_children()
+        time.sleep(0.001)
+    return []
+
+
+def _own_children() -> list[int]:
+    """Children of this process, found fast enough to catch those that live for a millisecond; none where the kernel lists them not."""
+    found = []
+    for name in glob.glob("/proc/self/task/*/children"):
+        try:
+            with open(name, "rb") as file:
+                found += [int(pid) for pid in file.read().split()]
+        except OSError:  # the thread has just ended
+            continue
+    return found
 
 
 class Interrupts:
