@@ -256,11 +256,13 @@ def _cards(sweep: Sweep) -> str:
     best = "none" if result.get("best_score") is None else f"{result['best_score']:.4f}"
     states = ", ".join(f"{count} {state}" for state, count in result.get("states", {}).items())
     values = ", ".join(f"{name} {_shown(value)}" for name, value in (result.get("best_values") or {}).items())
+    spent = (result.get("comparison") or {}).get("random_gpu_hours")
+    compared = f", and {spent:.3g} of random trials to compare with" if spent else ""
     cards = [
         (f"best {sweep.metric}", best, result.get("best_run_id") or ""),
         ("its values", "", values),
         ("trials", f"{result['trials']:,}", states),
-        ("GPU-hours", f"{result['gpu_hours']:.3g}", "failed attempts are in it"),
+        ("GPU-hours", f"{result['gpu_hours']:.3g}", f"failed attempts are in it{compared}"),
     ]
     if result.get("stopped"):
         cards.append(("ended early", "", result["stopped"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -121,7 +122,7 @@ def _lines(files: RunFiles | None, run_id: str) -> list[str]:
     return files.predictions.read_text(encoding="utf-8").splitlines()[1:]
 
 
-def run_named(asked: Sequence[m.BertFineTuneRequest], number: int | None, best: str | None) -> str:
+def run_named(asked: Sequence[m.BertFineTuneRequest], experiment_id: str, number: int | None, best: str | None) -> str:
     """The run of a trial on its last rung; without a number, the best run.
 
     Raises:
@@ -131,7 +132,8 @@ def run_named(asked: Sequence[m.BertFineTuneRequest], number: int | None, best: 
         if best is None:
             raise BadRun("The sweep has no best trial yet; name one by its number.")
         return best
-    found = [request for request in asked if f"-t{number:04d}" in request.run_id and "-random-" not in request.run_id]
+    name = re.compile(rf"{re.escape(experiment_id)}-t{number:04d}(-r\d+)?")
+    found = [request for request in asked if name.fullmatch(request.run_id)]
     if not found:
-        raise BadRun(f"The history has no trial {number}.")
+        raise BadRun(f"The history of {experiment_id} has no trial {number}.")
     return max(found, key=lambda request: request.rung).run_id

@@ -43,8 +43,10 @@ class Running:
 class Board:
     """The state of a sweep; every change goes through a method."""
 
-    def __init__(self, request: SweepRequest) -> None:
+    def __init__(self, request: SweepRequest, letters: str = "t") -> None:
+        """`letters` stand before a trial's number in its name: those that a ladder is compared with are no trials of the ladder."""
         self.request = request.model_copy(update={"so_far": None})
+        self._letters = letters
         self.state = request.so_far or SweepState(
             trials=request.num_trials, concurrency=request.max_concurrency, budget_gpu_hours=request.budget_gpu_hours
         )
@@ -60,7 +62,7 @@ class Board:
         'mine-t0007'
         """
         rung = f"-r{trial.rung}" if self.request.ladder else ""
-        return f"{self.request.experiment_id}-t{trial.number:04d}{rung}"
+        return f"{self.request.experiment_id}-{self._letters}{trial.number:04d}{rung}"
 
     def begin(self, trial: Planned, now: float) -> Running:
         running = Running(trial, self.run_id(trial), now)

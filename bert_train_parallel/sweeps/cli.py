@@ -247,7 +247,7 @@ def _rerun(arguments: argparse.Namespace) -> int:
 
     asked = _with_client(arguments, lambda client: again.asked_for(client, arguments.id), starts_server=True)
     done = read_result(arguments.output_dir / arguments.id)
-    run_id = again.run_named(asked, arguments.trial, done[1].best_run_id if done else None)
+    run_id = again.run_named(asked, arguments.id, arguments.trial, done[1].best_run_id if done else None)
     return again.run_again(again.chain_of(asked, run_id), SharedFolder(arguments.output_dir.resolve()))
 
 

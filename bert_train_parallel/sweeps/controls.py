@@ -14,6 +14,7 @@ class Controls:
 
     def __init__(self, request: m.SweepRequest) -> None:
         self.board = Board(request)
+        self.own = self.board  # that of the sweep itself, while another one is shown: that of the trials which it is compared with
         self.to_stop: set[int] = set()  # trials, by number
         self.over = False
         self.waiting_for = ""  # approval of this rung
@@ -36,6 +37,7 @@ class Controls:
             stopped=state.stopped,
             waiting_for=self.waiting_for,
             over=self.over,
+            comparing=self.board is not self.own,
         )
 
     @workflow.query
@@ -72,10 +74,10 @@ class Controls:
     @workflow.query
     def so_far(self) -> m.ExportRequest:
         """What there is to write out now; trials that are neither among the best nor in the history file yet come later."""
-        recent = [one for one in self.board.state.recent if one not in self.board.state.best]
-        result = self.board.result()
+        recent = [one for one in self.own.state.recent if one not in self.own.state.best]
+        result = self.own.result()
         result = result.model_copy(update={"leaderboard": [*result.leaderboard, *recent]})
-        return m.ExportRequest(request=self.board.request, result=result, snapshot=self.board.state.snapshot)
+        return m.ExportRequest(request=self.own.request, result=result, snapshot=self.own.state.snapshot)
 
     @workflow.update
     def pause(self) -> str:
@@ -133,12 +135,12 @@ class Controls:
     @workflow.update
     def add_trials(self, count: int) -> str:
         self.board.update(trials=self.board.state.trials + count)
-        return f"{self.board.state.trials} trials"
+        return m.counted(self.board.state.trials, "trial")
 
     @add_trials.validator
     def _check_add_trials(self, count: int) -> None:
         self._not_over()
-        _refuse(count < 1, f"{count} trials: a number from 1 up is expected")
+        _refuse(count < 1, f"{m.counted(count, 'trial')}: a number from 1 up is expected")
         _refuse(self.board.request.ladder is not None, "the rungs of a ladder say how many trials there are")
         _refuse(self.board.request.chosen_sampler == "grid", "a grid has the trials that it has")
         _refuse(bool(self.board.state.stopped), "the sweep is stopping")
@@ -156,12 +158,12 @@ class Controls:
     @workflow.update
     def set_concurrency(self, count: int) -> str:
         self.board.update(concurrency=count)
-        return f"{count} trials at a time"
+        return f"{m.counted(count, 'trial')} at a time"
 
     @set_concurrency.validator
     def _check_concurrency(self, count: int) -> None:
         self._not_over()
-        _refuse(not 1 <= count <= 1000, f"{count} trials at a time: a number from 1 to 1000 is expected")
+        _refuse(not 1 <= count <= 1000, f"{m.counted(count, 'trial')} at a time: a number from 1 to 1000 is expected")
 
     def _not_over(self) -> None:
         _refuse(self.over, "the sweep is over")

@@ -131,6 +131,7 @@ def compare_on_test(request: CompareRequest, folder: SharedFolder) -> Comparison
         random_figures=test_figures(best, folder) if best else {},
         metric=metric_of(dict(winner), request.metric),
         random_rows_seen=sum(trial.rows_seen for trial in request.randoms),
+        random_gpu_hours=sum(trial.gpu_seconds for trial in request.randoms) / 3600,
     )
 
 

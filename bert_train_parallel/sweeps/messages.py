@@ -413,6 +413,8 @@ class Comparison(Message):
     random_figures: dict[str, float]
     metric: str
     random_rows_seen: int = 0
+    random_gpu_hours: float = 0.0  # failed attempts are in it, and it is in those of the sweep
+    random_planned: int = 0  # 0: as many as were run; more: the sweep ended before
 
 
 class SweepResult(Message):
@@ -518,6 +520,7 @@ class ProgressAnswer(Message):
     stopped: str
     waiting_for: str
     over: bool
+    comparing: bool = False  # these are the random trials that a ladder is compared with
 
 
 class LeaderboardAnswer(Message):
@@ -539,6 +542,14 @@ class BudgetAnswer(Message):
     running_gpu_hours: float
     budget_gpu_hours: float | None
     may_begin: bool
+
+
+def counted(count: int, noun: str) -> str:
+    """
+    >>> counted(1, "trial"), counted(1200, "trial")
+    ('1 trial', '1,200 trials')
+    """
+    return f"{count:,} {noun}{'s' * (count != 1)}"
 
 
 def first_problem(error: ValidationError) -> str:

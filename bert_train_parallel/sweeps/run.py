@@ -108,7 +108,7 @@ async def start(client: Client, request: m.SweepRequest, patience_s: float = 60.
                 task_queue=m.EVAL_QUEUE,
                 id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE_FAILED_ONLY,
                 id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
-                static_summary=f"{request.num_trials} trials, {'ladder' if request.ladder else request.chosen_sampler}",
+                static_summary=f"{m.counted(request.num_trials, 'trial')}, {'ladder' if request.ladder else request.chosen_sampler}",
             )
             return
         except WorkflowAlreadyStartedError:
@@ -162,5 +162,7 @@ async def _coordinate(given: m.CoordinatorWorkflowInput, name: str, folder: Path
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
         )
-        print(f"{len(given.configs)} configurations, {trials} at a time; Temporal's page: {here.page}/namespaces/default/workflows/{place}")
+        print(
+            f"{m.counted(len(given.configs), 'configuration')}, {trials} at a time; Temporal's page: {here.page}/namespaces/default/workflows/{place}"
+        )
         return list(await watching.outcome(handle))

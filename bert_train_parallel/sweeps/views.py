@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bert_train_parallel.sweeps.messages import Comparison, ProgressAnswer, SweepResult, TrialResult
+from bert_train_parallel.sweeps.messages import Comparison, ProgressAnswer, RunningAnswer, SweepResult, TrialResult, counted
 from bert_train_parallel.sweeps.trials import TrialProgress
 
 _BAR = 24
@@ -28,8 +28,9 @@ def lines_of(view: View, width: int, rows: int = 8) -> list[str]:
     """The live table: what runs, how far it is, and the best so far."""
     progress = view.progress
     states = ", ".join(f"{count} {state}" for state, count in progress.states.items()) or "none ended"
+    which = "random trials to compare with" if progress.comparing else "trials" if progress.trials != 1 else "trial"
     head = (
-        f"{progress.experiment_id}: {progress.ended} of {progress.trials} trials ({states}), {len(progress.running)} running{view.budget}"
+        f"{progress.experiment_id}: {progress.ended} of {progress.trials} {which} ({states}), {len(progress.running)} running{view.budget}"
     )
     if progress.waiting_for:
         head += f"; waits for approval of {progress.waiting_for}: bert_sweep approve {progress.experiment_id}"
@@ -40,7 +41,7 @@ def lines_of(view: View, width: int, rows: int = 8) -> list[str]:
     lines = [head]
     for one in progress.running:
         beat = view.beats.get(one.run_id)
-        lines.append(f"  {_name(one.number, one.rung)}  {course(beat)}  {values_in_words(one.values)}")
+        lines.append(f"  {_name(one)}  {course(beat)}  {values_in_words(one.values)}")
     if view.best:
         lines += ["", *leaderboard_lines(view.best[:rows], view.metric)]
     if view.page:
@@ -73,7 +74,7 @@ def leaderboard_lines(trials: Sequence[TrialResult], metric: str) -> list[str]:
     table = [header]
     for place, trial in enumerate(trials, 1):
         score = "" if trial.score is None else f"{trial.score:.4f}"
-        cells = [str(place), _name(trial.number, trial.rung), score]
+        cells = [str(place), _name(trial), score]
         cells += [in_words(trial.values[name]) if name in trial.values else "" for name in names]
         note = f"from {trial.promoted_from}" if trial.promoted_from else f"same as {trial.same_as}" if trial.same_as else ""
         table.append([*cells, str(trial.steps), note or (trial.state if trial.state != "finished" else "")])
@@ -86,13 +87,13 @@ def ended_line(trial: TrialResult, metric: str, is_best: bool) -> str:
     shown = (
         f"{metric} {trial.score:.4f}{' (best so far)' if is_best else ''}" if trial.score is not None else f"{trial.state}: {trial.error}"
     )
-    return f"trial {_name(trial.number, trial.rung)}  {shown}  {values_in_words(trial.values)}"
+    return f"trial {_name(trial)}  {shown}  {values_in_words(trial.values)}"
 
 
 def result_lines(result: SweepResult, places: Mapping[str, str]) -> list[str]:
     """What a sweep found, for its end."""
     states = ", ".join(f"{count} {state}" for state, count in result.states.items())
-    lines = [f"{result.experiment_id}: {result.trials} trials ({states}), {result.gpu_hours:.3g} GPU-hours"]
+    lines = [f"{result.experiment_id}: {counted(result.trials, 'trial')} ({states}), {result.gpu_hours:.3g} GPU-hours"]
     if result.stopped:
         lines.append(f"It ended early: {result.stopped}.")
     if result.leaderboard:
@@ -116,7 +117,9 @@ def comparison_lines(found: Comparison) -> list[str]:
         interval = f" (95 %: {ends[0]:.4f} to {ends[1]:.4f})" if None not in ends else ""
         return f"{found.metric} {figures[found.metric]:.4f}{interval}"
 
-    randoms = f"best of {found.random_trials} random trials ({found.random_rows_seen:,} rows)"
+    planned = f" of {found.random_planned} planned" if found.random_planned > found.random_trials else ""
+    randoms = f"best of {counted(found.random_trials, 'random trial')}{planned} ({found.random_rows_seen:,} rows)"
+    randoms += f", {found.random_gpu_hours:.3g} of the GPU-hours" if found.random_gpu_hours else ""
     return [
         f"on the test split, at {found.rows_seen:,} rows seen: ladder {shown(found.winner_figures)} with {found.winner}",
         f"  {randoms}: {shown(found.random_figures)} with {found.random_best}",
@@ -135,5 +138,10 @@ def in_words(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _name(number: int, rung: int) -> str:
-    return f"t{number:04d}" + (f"-r{rung}" if rung else "")
+def _name(trial: TrialResult | RunningAnswer) -> str:
+    """
+    >>> _name(TrialResult(number=3, rung=1, run_id="mine-t0003-r1")), _name(TrialResult(number=3, run_id="mine-random0003"))
+    ('t0003-r1', 'random0003')
+    """
+    letters = "random" if trial.run_id.endswith(f"-random{trial.number:04d}") else "t"
+    return f"{letters}{trial.number:04d}" + (f"-r{trial.rung}" if trial.rung else "")

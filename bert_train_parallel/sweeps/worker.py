@@ -18,7 +18,7 @@ from temporalio.worker import Worker
 from bert_train_parallel.launching.environment import cores
 from bert_train_parallel.sweeps.activities import Activities
 from bert_train_parallel.sweeps.folder import SharedFolder
-from bert_train_parallel.sweeps.messages import EVAL_QUEUE, TRAINING_QUEUE, node_queue
+from bert_train_parallel.sweeps.messages import EVAL_QUEUE, TRAINING_QUEUE, counted, node_queue
 from bert_train_parallel.sweeps.reservations import count_here
 from bert_train_parallel.sweeps.workflows import WORKFLOWS, CheckpointedBertTrainingWorkflow
 
@@ -71,7 +71,7 @@ async def work(client: Client, folder: SharedFolder, roles: Sequence[str], trial
     async with contextlib.AsyncExitStack() as stack:
         for worker in make_workers(client, roles, at_once, host, activities):
             await stack.enter_async_context(worker)
-        log.info("%s serves %s with %d trials at a time", worker_name(host), ", ".join(roles), at_once)
+        log.info("%s serves %s with %s at a time", worker_name(host), ", ".join(roles), counted(at_once, "trial"))
         await stop.wait()
 
 

@@ -244,7 +244,9 @@ class LadderSweepWorkflow(_Sweep):
                 break
         result = self.board.result(self._why_over())
         if request.compare and going_on and not result.stopped:
-            result = result.model_copy(update={"comparison": await self._compare(going_on[0], ladder[-1])})
+            comparison, why_over = await self._compare(going_on[0], ladder[-1])
+            spent = {"gpu_hours": self.board.state.spent_s / 3600, "stopped": why_over}
+            result = result.model_copy(update={"comparison": comparison, **spent})
         return await self.finish(result)
 
     def _why_over(self) -> str:
@@ -285,18 +287,30 @@ class LadderSweepWorkflow(_Sweep):
             await workflow.wait(tasks)
         return [task.result() for task in tasks]
 
-    async def _compare(self, winner: m.TrialResult, last: rungs.Rung) -> m.Comparison:
-        """Random trials that together see as many rows as the ladder did, each trained as long as the winner."""
+    async def _compare(self, winner: m.TrialResult, last: rungs.Rung) -> tuple[m.Comparison, str]:
+        """Random trials that together see as many rows as the ladder did, each trained as long as the winner.
+
+        They spend of the same budget. Gives the comparison, and why fewer of them were run than that.
+        """
         request = self.board.request
         batch_size = request.base.fine_tune_config.with_values(winner.values).batch_size
         rows_seen, rows_of_one = self.board.state.rows_seen, max(winner.steps, 1) * batch_size
         count = rungs.random_trials_at_equal_rows(rows_seen, rows_of_one)
-        beside = Board(request.model_copy(update={"experiment_id": f"{request.experiment_id}-random", "ladder": None}))
+        if workflow.patched("random-trials-named-and-paid-for"):
+            # no sweep has trials of this name, whatever its experiment_id
+            beside = Board(request.model_copy(update={"ladder": None}), "random")
+            beside.update(spent_s=self.board.state.spent_s, budget_gpu_hours=self.board.state.budget_gpu_hours)
+            beside.update(paused=self.board.state.paused)
+            self.to_stop.clear()  # numbers begin again
+        else:
+            beside = Board(request.model_copy(update={"experiment_id": f"{request.experiment_id}-random", "ladder": None}))
         beside.update(snapshot=self.board.state.snapshot, concurrency=self.board.state.concurrency, trials=count)
-        self.board, board = beside, self.board  # people now see, and steer, the random trials
+        self.board = beside  # people now see, and steer, the random trials
         planned = [Planned(number, draw_random(request.space, request.seed + 1, number)) for number in range(count)]
         randoms = await self._climb(planned, last)
-        self.board = board
+        why_over = beside.why_over(clock()) if len(randoms) < count else beside.state.stopped
+        self.board = self.own
+        self.board.update(spent_s=self.board.state.spent_s + sum(one.gpu_seconds for one in randoms))
         best = rungs.best_first([(one.number, one.score) for one in randoms], request.maximise)
         found = await training.compare(
             m.CompareRequest(
@@ -309,7 +323,7 @@ class LadderSweepWorkflow(_Sweep):
         if workflow.patched("clean-up-after-comparison") and not request.keep_checkpoints:
             keep = (winner.run_id, *([found.random_best] if found.random_best else []))
             await training.clean_up(m.CleanUpRequest(among=tuple(one.run_id for one in randoms), keep=keep))
-        return found
+        return found.model_copy(update={"random_planned": count}), why_over
 
 
 def trial_result(trial: Planned, found: m.BertFineTuneResult) -> m.TrialResult:

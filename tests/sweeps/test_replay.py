@@ -31,6 +31,7 @@ STORIES = {
     "tpe": (SweepWorkflow, sweep(num_trials=5, max_concurrency=2, sampler="tpe")),
     "grid": (SweepWorkflow, sweep(num_trials=4, sampler="grid", space={"batch_size": [8, 16]})),
     "ladder": (LadderSweepWorkflow, sweep(num_trials=4, ladder={"stages": STAGES}, compare=True)),
+    "compared": (LadderSweepWorkflow, sweep(num_trials=4, ladder={"stages": STAGES}, compare=True, budget_gpu_hours=1.0)),
     "coordinator": (CoordinatorWorkflow, m.CoordinatorWorkflowInput(configs=CONFIGS)),
 }
 

@@ -8,7 +8,7 @@ from bert_train_parallel.sweeps import again
 from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps.results import as_csv, leaderboard_rows, ordered
 from bert_train_parallel.sweeps.trials import TrialProgress
-from bert_train_parallel.sweeps.views import View, leaderboard_lines, lines_of, result_lines
+from bert_train_parallel.sweeps.views import View, comparison_lines, ended_line, leaderboard_lines, lines_of, result_lines
 
 
 def trial(number: int, score: float | None, rung: int = 0, **more: object) -> m.TrialResult:
@@ -76,9 +76,49 @@ def test_a_trial_is_repeated_with_all_that_it_went_on_from() -> None:
     asked = [
         m.BertFineTuneRequest(run_id="a-t0001-r0", config=config),
         m.BertFineTuneRequest(run_id="a-t0001-r1", config=config, rung=1, from_run="a-t0001-r0"),
-        m.BertFineTuneRequest(run_id="a-random-t0001", config=config),
+        m.BertFineTuneRequest(run_id="a-random0001", config=config),
+        m.BertFineTuneRequest(run_id="a-t00010-r0", config=config),
     ]
-    run_id = again.run_named(asked, 1, None)
+    run_id = again.run_named(asked, "a", 1, None)
     assert [request.run_id for request in again.chain_of(asked, run_id)] == ["a-t0001-r0", "a-t0001-r1"]
     with pytest.raises(Exception, match="no trial 7"):
-        again.run_named(asked, 7, None)
+        again.run_named(asked, "a", 7, None)
+
+
+def test_a_trial_of_a_sweep_with_random_in_its_name_is_found() -> None:
+    asked = [m.BertFineTuneRequest(run_id="leanings-random-t0000", config=m.BertFineTuneConfig())]
+    assert again.run_named(asked, "leanings-random", 0, None) == "leanings-random-t0000"
+
+
+def test_random_trials_to_compare_with_are_told_from_those_of_the_ladder() -> None:
+    running = [m.RunningAnswer(number=0, rung=0, run_id="mine-random0000", values={}, seconds=1)]
+    lines = lines_of(View(progress(comparing=True, running=running, trials=3, ended=1), [trial(1, 0.5, run_id="mine-random0001")]), 200)
+    assert lines[0].startswith("mine: 1 of 3 random trials to compare with")
+    assert lines[1].startswith("  random0000  ")
+    assert any(line.startswith("1  random0001") for line in lines)
+    assert ended_line(trial(0, 0.5), "accuracy", False).startswith("trial t0000 ")
+    assert ended_line(trial(0, 0.5, run_id="mine-random0000"), "accuracy", False).startswith("trial random0000 ")
+
+
+def test_one_is_not_many() -> None:
+    result = m.SweepResult(experiment_id="mine", trials=1, states={"finished": 1}, leaderboard=[trial(0, 0.5)])
+    assert result_lines(result, {})[0].startswith("mine: 1 trial (1 finished)")
+    assert lines_of(View(progress(trials=1, ended=0, states={})), 200)[0].startswith("mine: 0 of 1 trial (none ended)")
+
+
+def test_what_random_trials_cost_and_how_many_were_left_out_is_said() -> None:
+    found = m.Comparison(
+        rows_seen=900,
+        random_trials=1,
+        random_planned=3,
+        winner="mine-t0000-r1",
+        winner_figures={"accuracy": 0.9},
+        random_best="mine-random0000",
+        random_figures={"accuracy": 0.8},
+        metric="accuracy",
+        random_rows_seen=300,
+        random_gpu_hours=0.5,
+    )
+    assert comparison_lines(found)[1] == (
+        "  best of 1 random trial of 3 planned (300 rows), 0.5 of the GPU-hours: accuracy 0.8000 with mine-random0000"
+    )

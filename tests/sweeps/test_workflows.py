@@ -120,10 +120,49 @@ def test_a_ladder_that_compares_runs_random_trials_of_as_many_rows(server: str, 
     assert result.comparison.rows_seen == (4 * 10 + 20) * 16
     assert result.comparison.random_trials == 3
     assert result.comparison.random_best is not None
-    assert result.comparison.random_best.startswith("mine-random-t")
-    randoms = {f"mine-random-t{number:04d}" for number in range(3)}
+    randoms = {f"mine-random{number:04d}" for number in range(3)}
+    assert result.comparison.random_best in randoms
+    assert result.gpu_hours == pytest.approx((5 + 3) * 60 / 3600)
     losers = [set(request.among) - set(request.keep) for request in simulated.cleaned if randoms & set(request.among)]
     assert losers == [randoms - {result.comparison.random_best}]
+
+
+def test_random_trials_to_compare_with_spend_of_the_same_budget_and_are_shown_as_such(server: str, simulated: Simulated) -> None:
+    stages = [{"epochs": 1, "keep": 1, "new": 4}, {"epochs": 2}]
+    request = sweep(
+        num_trials=4,
+        max_concurrency=1,
+        ladder={"stages": stages},
+        compare=True,
+        budget_gpu_hours=6 * 60 / 3600,
+        space={"learning_rate": [1e-5, 1e-3]},
+    )
+    seen: list[Any] = []
+
+    async def answers(asked: m.BertFineTuneRequest) -> m.BertFineTuneResult | None:
+        if "random" in asked.run_id:
+            await asyncio.sleep(0.3)
+            return m.BertFineTuneResult(run_id=asked.run_id, config=asked.config, state="failed", error="no room", gpu_seconds=70)
+        return None
+
+    simulated.answers = answers
+
+    async def story(handle: Any) -> None:
+        await until(lambda: simulated.asked[-1:] != [] and "random" in simulated.asked[-1].run_id)
+        seen.append(await handle.query("progress", result_type=m.ProgressAnswer))
+        seen.append(await handle.query("budget", result_type=m.BudgetAnswer))
+        seen.append(await handle.query("so_far", result_type=m.ExportRequest))
+
+    result = run_sweep(server, simulated, request, story)
+    progress, budget, so_far = seen
+    assert (progress.comparing, progress.experiment_id, progress.trials) == (True, "mine", 3)
+    assert budget.finished_gpu_hours == pytest.approx(5 * 60 / 3600)
+    assert so_far.request.ladder is not None  # what is written out meanwhile is the ladder
+    assert {trial.run_id for trial in so_far.result.leaderboard} >= {"mine-t0000-r0"}
+    assert result.comparison is not None
+    assert (result.comparison.random_trials, result.comparison.random_planned) == (1, 3)
+    assert result.gpu_hours == pytest.approx((5 * 60 + 70) / 3600)  # what failed is in it
+    assert "budget" in result.stopped
 
 
 def test_a_rung_waits_for_approval_where_that_is_asked_for(server: str, simulated: Simulated) -> None:
