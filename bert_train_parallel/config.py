@@ -24,6 +24,11 @@ from pydantic import BaseModel, Field, ValidationError, field_validator, model_v
 
 from bert_train_parallel.errors import BadSetting
 
+METRICS = {  # figures of the validation samples, by what is learned
+    "classification": ("loss", "accuracy", "macro_f1", "weighted_f1", "mcc"),
+    "regression": ("loss", "mse", "pearson", "spearman"),
+}
+
 FORMAT = 1  # of model_key: raise it when the same settings begin to mean something else
 
 
@@ -36,7 +41,13 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class DataConfig(BaseModel, frozen=True, extra="forbid"):
-    """How samples are read, split and folded. The same config and source give the same store."""
+    """How samples are read, split and folded. The same config and source give the same store.
+
+    Raises:
+        pydantic.ValidationError: a value that cannot be. It stays pydantic's own here, which lists every wrong value and is a
+            ValueError, as other models that hold these settings need it; `prepare` and `train` with settings by name, and the
+            command line, raise BadSetting: one sentence.
+    """
 
     text: str | None = setting(None, "data", "Column of the text; guessed from the header when left out.", ["-t"])
     text_pair: str | None = setting(None, "data", "Column of a second text, for sentence pairs.")
@@ -108,7 +119,11 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
 
 
 class TrainConfig(DataConfig, frozen=True, extra="forbid"):
-    """How one run trains. The same config, data and seed give the same model on any fleet."""
+    """How one run trains. The same config, data and seed give the same model on any fleet.
+
+    Raises:
+        pydantic.ValidationError: as for a DataConfig.
+    """
 
     epochs: int = setting(3, "model", "Passes over the training samples.", ["-e", "--epoch"], ge=1)
     batch_size: int = setting(32, "model", "Rows per optimizer step, over the whole world.", ge=1)
@@ -188,6 +203,28 @@ class TrainConfig(DataConfig, frozen=True, extra="forbid"):
         if min(parts) < 0 or not sum(parts) > 0:
             raise ValueError("shares are numbers from 0 up, at least one above 0")
         return value
+
+    @model_validator(mode="after")
+    def _fits_its_task(self) -> Self:
+        problem = "" if self.task_type == "auto" else self.misfit(self.task_type)
+        if problem:
+            raise ValueError(problem)
+        return self
+
+    def misfit(self, task_type: str) -> str:
+        """Why these settings cannot be those of a classification or a regression, as a sentence; empty where they can.
+
+        >>> TrainConfig(metric="mse").misfit("regression")
+        ''
+        >>> TrainConfig(metric="mse").misfit("classification")
+        '--metric mse is not a figure of a classification. Choose one of loss, accuracy, macro_f1, weighted_f1, mcc.'
+        """
+        known = METRICS[task_type]
+        if self.metric not in known:
+            return f"--metric {self.metric} is not a figure of a {task_type}. Choose one of {', '.join(known)}."
+        if self.class_weights != "none" and task_type != "classification":
+            return "--class_weights: the labels are numbers, not classes. Leave it out, or type --task_type classification."
+        return ""
 
     def asked(self, data_fingerprint: str) -> dict[str, Any]:
         """All that decides what is learned, as JSON values: the settings that make the model, and the data."""
@@ -293,7 +330,7 @@ def make_settings(model: type[_Config], config: _Config | None, settings: dict[s
     Raises:
         BadSetting: a value or a name that the model does not take.
     """
-    if config is not None and not isinstance(config, DataConfig):
+    if config is not None and not isinstance(config, model):
         given = type(config).__name__
         raise BadSetting(f"The settings are a {given}; a {model.__name__} is expected, after the source, or settings by name.")
     if config is not None and not settings:
@@ -334,5 +371,5 @@ def _sentence(error: ValidationError, given: dict[str, Any], file: str, model: t
         return f"{where} is not a setting.{hint}"
     message = str(first["msg"]).removeprefix("Value error, ").removeprefix("Input ")
     if not name:
-        return message + "."
+        return message.removesuffix(".") + "."
     return f"{where} {first['input']!r}: {message}."

@@ -127,7 +127,7 @@ class StoppedBySignal(TrainingStopped):
         return str(self.args[0])
 
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EROFS, errno.EACCES, errno.EPERM}
 _NO_PLACE = {errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}  # a file where a folder should be, and the like
 
@@ -171,8 +171,12 @@ def run_command(name: str, body: Callable[[], int | None]) -> int:
     everywhere and a mistake of ours keeps its traceback.
     """
     try:
-        code = body() or 0
-        sys.stdout.flush()
+        try:
+            code = body() or 0
+        except SystemExit:  # after --help
+            _flush()
+            raise
+        _flush()
         return code
     except BertTrainParallelError as error:
         if not error.was_said:
@@ -182,11 +186,27 @@ def run_command(name: str, body: Callable[[], int | None]) -> int:
         print(f"{name}: stopped by Ctrl-C.", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader (head, less) has gone: not a mistake, and nothing to say to it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()
         return 141
     except OSError as error:
-        sentence = not_writable(error, error.filename or "output") if error.errno in _FULL | _FORBIDDEN else None
+        # whoever writes a file names it in the error: a full disk without a name is that of standard output
+        if error.errno in _FULL and error.filename is None:
+            _give_up_output()
+            reason = (error.strerror or str(error)).lower()
+            print(f"{name}: standard output: {reason}. Free some, or send it to another place (> FILE).", file=sys.stderr)
+            return NotWritable.exit_code
+        sentence = not_writable(error, error.filename) if error.errno in _FULL | _FORBIDDEN and error.filename is not None else None
         if sentence is None:
             raise
         print(f"{name}: {sentence}", file=sys.stderr)
         return sentence.exit_code
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # as it is where the caller has closed it
+        sys.stdout.flush()
+
+
+def _give_up_output() -> None:
+    """Let what standard output could not take go, or Python tries again at its end, and complains in its own words."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -42,6 +42,16 @@ def locate_model(name: str) -> Path | str:
     return name
 
 
+def check_config(place: Path | str) -> None:
+    """See that a local folder is one of a model.
+
+    Raises:
+        BadModel: it has no config.json.
+    """
+    if isinstance(place, Path) and not (place / "config.json").is_file():
+        raise BadModel(f"{place} has no config.json, so it is not a model folder. Name one, or type --model {MINILM}.")
+
+
 def check_weights(place: Path | str) -> None:
     """See that a local model has weights, before work is done for it; torch is not needed for that.
 

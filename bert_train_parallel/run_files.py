@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bert_train_parallel.errors import BadSetting, not_writable
+from bert_train_parallel.errors import BadSetting, BertTrainParallelError, not_writable
 
 _PARTS = (
     "_testset_predictions.csv",
@@ -170,6 +170,27 @@ def store_stem(source: str) -> str:
     for suffix in (".gz", ".csv", ".tsv", ".tab", ".txt", ".jsonl", ".json", ".parquet", ".sqlite"):
         stem = stem[: -len(suffix)] if stem.lower().endswith(suffix) else stem
     return stem or "data"
+
+
+def name_given(value: object, what: str, expected: str, error: type[BertTrainParallelError]) -> str:
+    """The name that a caller gave for a file, as text.
+
+    Args:
+        what, expected: what it names, and what that may be, for the sentence.
+        error: to raise where it is no name.
+
+    >>> name_given(Path("leanings.csv"), "source", "a file", BadSetting)
+    'leanings.csv'
+    >>> name_given(None, "source", "a file, such as 'leanings.csv',", BadSetting)
+    Traceback (most recent call last):
+    bert_train_parallel.errors.BadSetting: The source is None; a file, such as 'leanings.csv', is expected.
+    """
+    if isinstance(value, str | os.PathLike):
+        name = os.fspath(value)
+        if isinstance(name, str) and name.strip():
+            return name
+    given = "None" if value is None else "empty" if isinstance(value, str) else f"of the type {type(value).__name__}"
+    raise error(f"The {what} is {given}; {expected} is expected.")
 
 
 @contextlib.contextmanager

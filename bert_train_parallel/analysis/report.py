@@ -15,9 +15,9 @@ from bert_train_parallel.analysis.predictions_file import PredictionsFile
 from bert_train_parallel.analysis.results import RunResults, choose_run, find_runs, numbers_of, read_run
 from bert_train_parallel.data.batches import FloatArray, IntArray, Rows
 from bert_train_parallel.data.store import Store
-from bert_train_parallel.errors import BadRun, BadStore
+from bert_train_parallel.errors import BadRun, BadSetting, BadStore
 from bert_train_parallel.progress import Event
-from bert_train_parallel.run_files import RunFiles
+from bert_train_parallel.run_files import RunFiles, name_given
 from bert_train_parallel.tasks import Predictions, task_of
 
 SPLITS = ("train", "validate", "test")
@@ -74,9 +74,13 @@ def analyse(path: str | Path, charts: bool = False, run: str | None = None, erro
         errors: how many of the surest mistakes to look up.
     Raises:
         BadRun: files that are missing, damaged or of different runs.
+        BadSetting: a number of mistakes that cannot be.
         MissingPackage: charts without matplotlib.
     """
-    found = analyse_run(choose_run(find_runs(Path(path)), run), errors)
+    name = name_given(path, "run", "any file of it, or a folder of runs, such as 'leanings.csv',", BadRun)
+    if not isinstance(errors, int) or errors < 0:
+        raise BadSetting(f"errors {errors!r}: a whole number from 0 up is expected.")
+    found = analyse_run(choose_run(find_runs(Path(name)), None if run is None else str(run)), errors)
     if not charts:
         return found
     from bert_train_parallel.analysis.page import write_report  # matplotlib takes as long as all else together

@@ -20,12 +20,13 @@ from bert_train_parallel.data.folding import Folded, fold_texts
 from bert_train_parallel.data.labels import LabelReader, Labels, advice_on_numbers
 from bert_train_parallel.data.sources import Sample, Source
 from bert_train_parallel.data.split import SPLITS, split_samples
-from bert_train_parallel.data.store import StoreWriter, store_writer
+from bert_train_parallel.data.store import Content, StoreWriter, store_writer
 from bert_train_parallel.data.table import spaced
 from bert_train_parallel.data.tokenizing import TextTokenizer
 from bert_train_parallel.errors import BadSource
 
 Say = Callable[[str], None]
+Check = Callable[[Content], None]  # raises where the content does not fit what is wanted of it
 
 _SAMPLES, _LETTERS = 1_024, 1_000_000  # of a block, at most; one longer text is a block of its own
 _ROWS_AT_ONCE = 8_192
@@ -41,6 +42,7 @@ def build(
     about: dict[str, Any],
     runs: Iterable[dict[str, Any]] = (),
     say: Say = lambda line: None,
+    check: Check = lambda content: None,
 ) -> None:
     """Read, split and fold sources into a new store at `path`.
 
@@ -48,8 +50,10 @@ def build(
         sources: the first is split where splits are wanted that no other source gives.
         about: facts for the store beside those found here.
         runs: records of earlier runs to carry over.
+        check: called when the labels are known, and again when all is.
     Raises:
         BadSource: the samples cannot be learned from; the sentence says why.
+        Whatever `check` raises.
     """
     with tempfile.TemporaryFile(dir=path.parent) as spool, store_writer(path) as writer, ThreadPoolExecutor(1) as other:
         draft = Draft(config, sources, tokenizer, spool)
@@ -65,7 +69,7 @@ def build(
             waiting = folding
         if waiting is not None:
             draft.add_rows(waiting.result())
-        draft.write(writer, about, runs, say)
+        draft.write(writer, about, runs, say, check)
 
 
 def _samples(sources: Sequence[Source], draft: Draft, say: Say) -> Iterator[Sample]:
@@ -142,11 +146,12 @@ class Draft:
         if self._sources[0].columns.pair is not None:
             self._segments.frombytes(folded.segments_at.astype(np.uint32).tobytes())
 
-    def write(self, writer: StoreWriter, about: dict[str, Any], runs: Iterable[dict[str, Any]], say: Say) -> None:
+    def write(self, writer: StoreWriter, about: dict[str, Any], runs: Iterable[dict[str, Any]], say: Say, check: Check) -> None:
         """Split the samples; write them, their rows by split, and what the store is about."""
         labels = self._labels.finish()
         keys, lines = np.frombuffer(self._keys, np.uint64), np.frombuffer(self._lines, np.int64)
         self._check_classes(labels, lines)
+        check(Content(labels.task_type, labels.names))
         splits = self._split(labels, keys)
         self._say_repeats(keys, splits, say)
         writer.add_samples(lines, labels.values, splits)
@@ -155,8 +160,10 @@ class Draft:
         for values in (labels.values, splits, keys):
             digest.update(np.ascontiguousarray(values).data)
         counts = self._write_rows(writer, splits, digest)
+        fingerprint = digest.hexdigest()[:32]
+        check(Content(labels.task_type, labels.names, fingerprint))
         facts = {
-            "fingerprint": digest.hexdigest()[:32],
+            "fingerprint": fingerprint,
             "task_type": labels.task_type,
             "spec": self._config.spec(),
             "read_as": self._sources[0].read_as | {"task_type": labels.task_type},

@@ -60,7 +60,7 @@ class LabelReader:
 
     def accepts(self, label: str) -> bool:
         """Whether a label can be one of this task; `auto` takes all."""
-        return self._numbers is None or _number(label) is not None
+        return self._numbers is None or number_in(label) is not None
 
     def add(self, label: str) -> None:
         """Take one more label, which `accepts` has let pass."""
@@ -74,7 +74,7 @@ class LabelReader:
 
     def _become_numbers(self) -> None:
         """Too many different labels for classes: numbers of a regression, or the wrong column."""
-        values = [_number(label) for label in self._code_of]
+        values = [number_in(label) for label in self._code_of]
         if self._asked == "classification" or None in values or not _any_fraction(self._code_of):
             raise BadSource(
                 f"{self._source}: the labels have more than {_MAX_CLASSES} different values; is it the right column? "
@@ -90,7 +90,7 @@ class LabelReader:
             return Labels("regression", np.frombuffer(self._numbers, np.float64), ())
         codes = np.frombuffer(self._codes, np.int32)
         if self._asked == "auto" and self._code_of and _any_fraction(self._code_of):
-            numbers = [_number(label) for label in self._code_of]
+            numbers = [number_in(label) for label in self._code_of]
             if None not in numbers:
                 return Labels("regression", np.array(numbers, np.float64)[codes], ())
         named = {label: _class_name(label, all(map(_WHOLE.fullmatch, self._code_of))) for label in self._code_of}
@@ -110,8 +110,8 @@ def advice_on_numbers(names: Sequence[str]) -> str:
     >>> advice_on_numbers(["ham", "spam"]), advice_on_numbers(["1", "2"])
     ('', '')
     """
-    others = [name for name in names if _number(name) is None]
-    if others and all(_number(name.replace(",", ".", 1)) is not None for name in others):
+    others = [name for name in names if number_in(name) is None]
+    if others and all(number_in(name.replace(",", ".", 1)) is not None for name in others):
         return "They look like numbers with a decimal comma: to learn numbers, write a point in its place."
     if not 0 < len(others) <= len(names) / 4:
         return ""
@@ -122,7 +122,8 @@ def advice_on_numbers(names: Sequence[str]) -> str:
     )
 
 
-def _number(label: str) -> float | None:
+def number_in(label: str) -> float | None:
+    """The number that a label is; None for any other, and for NaN and infinity."""
     try:
         value = float(label)
     except ValueError:
@@ -131,7 +132,7 @@ def _number(label: str) -> float | None:
 
 
 def _any_fraction(labels: dict[str, int]) -> bool:
-    values = map(_number, labels)
+    values = map(number_in, labels)
     return any(value is not None and not value.is_integer() for value in values)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_train_parallel.config import DataConfig
-from bert_train_parallel.data.building import build
+from bert_train_parallel.data.building import Check, build
 from bert_train_parallel.data.identity import identify, is_unchanged
 from bert_train_parallel.data.sources import check_exists, open_source
 from bert_train_parallel.data.store import Store, forget_mapped_tokens
@@ -29,7 +29,7 @@ _SIBLINGS = (".csv", ".tsv", ".tab", ".txt", ".jsonl", ".json", ".parquet", ".cs
 _BY_CONTENT = ("model", "validation_file", "test_file", "max_bad_rows")
 
 
-def prepare(config: DataConfig, source: str, output_dir: str | None = None, say: Say = print) -> Store:
+def prepare(config: DataConfig, source: str, output_dir: str | None = None, say: Say = print, check: Check = lambda content: None) -> Store:
     """The finished store of a source: reused where it fits the settings, else built aside and swapped in.
 
     Any number of processes and machines may call this at once: one builds, the others wait and open what it built.
@@ -38,8 +38,10 @@ def prepare(config: DataConfig, source: str, output_dir: str | None = None, say:
         source: a file, a folder, the name of a data set, or a store.
         output_dir: where the store goes; beside the source when left out.
         say: takes lines on what is found, reused, left out or built.
+        check: called with the store's content before the store is given, or takes the place of an earlier one; with the labels
+            alone as soon as these are known.
     Raises:
-        BadSource, BadStore, BadModel, BadSetting, MissingPackage: nothing has changed.
+        BadSource, BadStore, BadModel, BadSetting, MissingPackage, and what `check` raises: nothing has changed.
         NotWritable: a read-only folder, or a full disk.
     """
     path = store_path(source, output_dir)
@@ -56,8 +58,13 @@ def prepare(config: DataConfig, source: str, output_dir: str | None = None, say:
             with only_builder(path, lambda: say(f"{path}: another process builds it; waiting")):
                 store = _fitting(path, origin, config, tokenizer, say)  # it may have been built meanwhile
                 if store is None:
-                    _build(path, origin, config, tokenizer, say)
+                    _build(path, origin, config, tokenizer, say, check)
                     return Store.open(path)
+        try:
+            check(store.content)
+        except BaseException:
+            store.close()
+            raise
         say(f"{path} is up to date: {_name(origin)} is not read again")
         return store
 
@@ -159,10 +166,11 @@ def _files(source: str, config: DataConfig) -> list[str]:
     return [source, *(name for name in (config.validation_file, config.test_file) if name is not None)]
 
 
-def _build(path: Path, origin: Store | str, config: DataConfig, tokenizer: TextTokenizer, say: Say) -> None:
+def _build(path: Path, origin: Store | str, config: DataConfig, tokenizer: TextTokenizer, say: Say, check: Check) -> None:
     """Build the store aside and rename it; the history of runs of the store in its place is kept."""
     began = time.monotonic()
     if isinstance(origin, Store) and origin.path != path and not differences(origin, config, tokenizer.fingerprint):
+        check(origin.content)
         with written_aside(path) as aside:
             shutil.copyfile(origin.path, aside)
         say(f"{path} is a copy of {origin.path}")
@@ -173,7 +181,7 @@ def _build(path: Path, origin: Store | str, config: DataConfig, tokenizer: TextT
         for source in sources:
             say(source.described)
     with written_aside(path) as aside:
-        build(config, sources, tokenizer, aside, about={"sources": identity}, runs=_runs_at(path), say=say)
+        build(config, sources, tokenizer, aside, about={"sources": identity}, runs=_runs_at(path), say=say, check=check)
     forget_mapped_tokens(path)
     with Store.open(path) as store:
         say(f"{_summary(store)} ({time.monotonic() - began:.1f} s)")

@@ -17,8 +17,9 @@ from bert_train_parallel.data.columns import Columns, choose_columns
 from bert_train_parallel.data.delimited import open_delimited
 from bert_train_parallel.data.encodings import survey
 from bert_train_parallel.data.hub_datasets import open_dataset
+from bert_train_parallel.data.labels import number_in
 from bert_train_parallel.data.records import open_json, open_parquet
-from bert_train_parallel.data.table import BadLines, Table, Unusable
+from bert_train_parallel.data.table import BadLines, Table, Unusable, shown
 from bert_train_parallel.errors import BadSource
 
 _FILE_NAME = re.compile(r".*\.(csv|tsv|tab|txt|json|jsonl|ndjson|parquet|gz|sqlite|db|xlsx?|data)", re.IGNORECASE)
@@ -74,25 +75,33 @@ class Source:
             accepts: whether a label can be used.
         """
         self.bad = bad = BadLines(self.table.unit)
+        for line, found in self.entries(accepts):
+            if isinstance(found, Unusable):
+                bad.add(line, found.reason)
+            else:
+                yield found
+
+    def entries(self, accepts: Callable[[str], bool] = lambda label: True) -> Iterator[tuple[int, Sample | Unusable]]:
+        """What stands at each line: a sample, or why there is none."""
         most = self.config.max_cell_bytes
         has_pair, has_label = self.columns.pair is not None, self.columns.label is not None
         for line, cells in self.table.records(self.columns.wanted):
             if isinstance(cells, Unusable):
-                bad.add(line, cells.reason)
+                yield line, cells
                 continue
             text = _text(cells[0])
             pair = _text(cells[1]) if has_pair else None
             label = _label(cells[-1]) if has_label else None
             if not text or text.isspace() or (has_pair and (not pair or pair.isspace())):
-                bad.add(line, _lacking("text", cells[0] if not text or not has_pair else cells[1]))
+                yield line, Unusable(_lacking("text", cells[0] if not text or text.isspace() or not has_pair else cells[1]))
             elif has_label and not label:
-                bad.add(line, _lacking("label", cells[-1]))
+                yield line, Unusable(_lacking("label", cells[-1]))
             elif label and not accepts(label):
-                bad.add(line, "whose label is not a number")
-            elif _too_long(text, most) or (pair and _too_long(pair, most)) or (label and _too_long(label, most)):
-                bad.add(line, f"with a cell above {most} bytes (--max_cell_bytes)")
+                yield line, Unusable("whose label is not a number")
+            elif is_too_long(text, most) or (pair and is_too_long(pair, most)) or (label and is_too_long(label, most)):
+                yield line, too_long(most)
             else:
-                yield Sample(line, text, pair, label)
+                yield line, Sample(line, text, pair, label)
 
 
 def _text(cell: Any) -> str | None:
@@ -117,8 +126,13 @@ def _label(cell: Any) -> str | None:
     return (_text(cell) or "").strip() or None
 
 
-def _too_long(text: str, most: int) -> bool:
-    return len(text) * 4 > most and len(text.encode()) > most
+def is_too_long(text: str, most: int) -> bool:
+    """Whether a cell has more than `most` bytes in UTF-8."""
+    return len(text) * 4 > most and len(text.encode(errors="replace")) > most
+
+
+def too_long(most: int) -> Unusable:
+    return Unusable(f"with a cell above {most} bytes (--max_cell_bytes)")
 
 
 def open_source(config: DataConfig, name: str, labelled: bool = True, say: Callable[[str], None] = lambda line: None) -> list[Source]:
@@ -138,8 +152,25 @@ def open_source(config: DataConfig, name: str, labelled: bool = True, say: Calla
         if sources and labelled and all(row[found.columns.label or 0] is None for row in table.look):
             say(f"{found.name} has no labels and is left out")
             continue
+        if labelled and config.task_type == "regression":
+            _check_numbers(found)
         sources.append(found)
     return sources
+
+
+def _check_numbers(source: Source) -> None:
+    """See that labels are numbers where numbers are to be learned, by the first records: a wrong column is told before all are read.
+
+    Raises:
+        BadSource: none of them is.
+    """
+    column = source.columns.label or 0
+    labels = [label for row in source.table.look if (label := _label(row[column])) is not None]
+    if labels and not any(number_in(label) is not None for label in labels):
+        raise BadSource(
+            f"{source.name}: --task_type regression learns numbers, and the first {len(labels)} labels are none (column "
+            f"{source.table.columns[column]!r}, such as {shown(labels[0])!r}). Name another column with --label, or leave --task_type out."
+        )
 
 
 def check_exists(name: str) -> None:

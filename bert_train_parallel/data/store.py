@@ -54,6 +54,15 @@ CREATE INDEX rows_of_split ON rows (split, block);
 
 
 @dataclass(frozen=True, slots=True)
+class Content:
+    """What a store, or one that is about to be written, is about."""
+
+    task_type: str  # classification | regression
+    label_names: tuple[str, ...]  # of the classes, by code; none for a regression
+    fingerprint: str | None = None  # None as long as only the labels are known
+
+
+@dataclass(frozen=True, slots=True)
 class Samples:
     """The samples of one split, n of them, in ascending order of their numbers."""
 
@@ -99,6 +108,10 @@ class Store:
         except BaseException:
             connection.close()
             raise
+
+    @property
+    def content(self) -> Content:
+        return Content(self.task_type, self.label_names, self.fingerprint)
 
     def close(self) -> None:
         self._closing()

@@ -229,7 +229,7 @@ class _Agent:
             sink.flush()
         if not self._is_unread and any(sink.closed for sink in self._sinks):
             self._is_unread = True
-            self._say(f"nobody reads the output any more; the run goes on, with its output in {self._folder}")
+            self._say(f"{output.why_unread(self._sinks)}; the run goes on, with its output in {self._folder}")
 
         if not self._is_log_lost and any(stream.has_lost_log for stream in self._streams):
             self._is_log_lost = True

@@ -5,9 +5,11 @@ Nothing here ever waits: a terminal that does not take more (a pager, Ctrl-S) mu
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import select
+from collections.abc import Iterable
 
 LONGEST_LINE = 64 * 1024  # bytes; a longer line is shown in pieces, and is whole in the log
 ERASE = b"\x1b[K"  # for a terminal: a line over the longer rest of a progress bar's update
@@ -22,7 +24,8 @@ class Sink:
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
-        self.closed = False  # nobody reads it any more
+        self.closed = False  # it takes no more
+        self.why: OSError | None = None
         self._waiting = bytearray()
 
     @property
@@ -42,10 +45,18 @@ class Sink:
                 sent += os.write(self.descriptor, self._waiting[sent : sent + _ALWAYS_FITS])
         except BlockingIOError:
             pass
-        except OSError:  # the reader has gone (head, a closed terminal), or its disk is full; the logs go on
-            self.closed = True
+        except OSError as error:  # the reader has gone (head, a closed terminal), or its disk is full; the logs go on
+            self.closed, self.why = True, error
             sent = len(self._waiting)
         del self._waiting[:sent]
+
+
+def why_unread(sinks: Iterable[Sink]) -> str:
+    """Why one of the launcher's streams takes no more, in words: its disk, or its reader."""
+    for name, sink in zip(("standard output", "standard error"), sinks, strict=True):
+        if sink.why is not None and sink.why.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            return f"{name} cannot be written any more: {(sink.why.strerror or str(sink.why)).lower()}"
+    return "nobody reads the output any more"
 
 
 class RankStream:

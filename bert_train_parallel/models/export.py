@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import pickle
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any
 
 import torch
 
@@ -19,40 +16,14 @@ from bert_train_parallel.errors import BadModel
 from bert_train_parallel.model_names import locate_model
 from bert_train_parallel.models.loading import Blueprint, build_from, read_config, read_network, sentences
 from bert_train_parallel.models.packed import PackedModel
+from bert_train_parallel.models.reading import FORMAT, NO_SAV, READING, Reading, check_format, find_saved, no_sav, reading_in_folder
 from bert_train_parallel.run_files import RunFiles, folder_written_aside, written_aside
 
-FORMAT = 1  # of the .sav file
-READING = "bert_train_parallel.json"  # in the model folder: how texts were read, which transformers has no place for
 TOKENIZER = "tokenizer.json"
 _TOKENIZER_FILES = (
     *(TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json"),
     *("merges.txt", "spiece.model", "sentencepiece.bpe.model", "spm.model"),
 )
-
-
-_NO_SAV = (
-    *(pickle.UnpicklingError, zipfile.BadZipFile, zlib.error),
-    *(RuntimeError, EOFError, KeyError, TypeError, ValueError, AttributeError, OSError, NotImplementedError),
-)
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """How texts become rows, and rows an answer: as in training, or predictions are not the same."""
-
-    task_type: str = "classification"
-    sequence_len: int = 128
-    long_texts: Literal["fold", "truncate", "head_tail"] = "fold"
-    stride: int = 0
-    combine: str = "mean"
-    dtype: str = "float32"  # of the arithmetic
-    text: str | None = None  # columns of the training file
-    text_pair: str | None = None
-
-    @classmethod
-    def of(cls, values: Mapping[str, Any]) -> Self:
-        """Those of `values` that belong here, such as the settings of a run."""
-        return cls(**{name: values[name] for name in cls.__dataclass_fields__ if name in values})
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,48 +116,17 @@ def load_saved(path: str | Path) -> SavedModel:
     return _read_folder(found) if found.is_dir() else _read_sav(found)
 
 
-def find_saved(path: Path) -> Path:
-    """The `.sav` file or the model folder that `path` means.
-
-    Raises:
-        BadModel: none, or several in the folder of a run.
-    """
-    # functions of os.path, unlike Path's own, are false for names that no file can have
-    if (path.suffix == ".sav" and os.path.isfile(path)) or os.path.isfile(path / "config.json"):
-        return path
-    if os.path.isdir(path):
-        runs = {RunFiles.of(file).stem: RunFiles.of(file) for file in path.iterdir()}
-        models = [model for stem in sorted(runs) if (model := _model_of(runs[stem]))]
-        if len(models) > 1:
-            raise BadModel(f"{path} has several models: {', '.join(model.name for model in models)}. Name one of them.")
-    else:
-        models = [model] if (model := _model_of(RunFiles.of(path))) else []
-    if not models:
-        raise BadModel(f"{path}: no trained model there. Name a _trained_model.sav file, a model folder, or the folder of a finished run.")
-    return models[0]
-
-
-def _model_of(files: RunFiles) -> Path | None:
-    if os.path.isfile(files.saved_model):
-        return files.saved_model
-    return files.model_folder if os.path.isfile(files.model_folder / "config.json") else None
-
-
 def _read_sav(path: Path) -> SavedModel:
     try:
         _check_sums(path)
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        if content["format"] != FORMAT:
-            raise BadModel(f"{path} was written by another version (format {content['format']}; {FORMAT} is expected). Train again.")
+        check_format(path, content)
         (dtype,) = {tensor.dtype for tensor in content["state"].values() if tensor.is_floating_point()}
         model = build_from(Blueprint(content["config"], content["packed"]), dtype)
         model.load_state_dict(content["state"], assign=True)
         return SavedModel(model, tuple(content["label_names"]), content["tokenizer"], Reading.of(content["reading"]))
-    except _NO_SAV as error:
-        raise BadModel(
-            f"{path} is not a model of ours, or is damaged ({type(error).__name__}). Nothing in it was run. "
-            "Name a _trained_model.sav file that training wrote, or the model folder beside it."
-        ) from error
+    except NO_SAV as error:
+        raise no_sav(path, error) from error
 
 
 def _check_sums(path: Path) -> None:
@@ -206,12 +146,7 @@ def _read_folder(folder: Path) -> SavedModel:
     if not any("ForSequenceClassification" in name for name in config.architectures or ()):
         raise BadModel(f"{folder} is a model without a trained classifier. Train one: bert_train_parallel FILE --model {folder}.")
     tokenizer = tokenizer_files(folder)[TOKENIZER].decode()
-    reading = Reading(task_type="regression" if config.num_labels == 1 else "classification")
-    if (folder / READING).is_file():
-        try:
-            reading = Reading.of(json.loads((folder / READING).read_text(encoding="utf-8")))
-        except (ValueError, TypeError, AttributeError) as error:
-            raise BadModel(f"{folder / READING} cannot be read: {error}.") from error
+    reading = reading_in_folder(folder) or Reading(task_type="regression" if config.num_labels == 1 else "classification")
     model = read_network(folder, config, torch.float32, head_seed=None)
     return SavedModel(model, tuple(config.id2label[code] for code in range(config.num_labels)), tokenizer, reading)
 

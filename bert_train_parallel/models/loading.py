@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bert_train_parallel.errors import BadModel
-from bert_train_parallel.model_names import check_weights, locate_model
+from bert_train_parallel.model_names import check_config, check_weights, locate_model
 from bert_train_parallel.models import attention
 from bert_train_parallel.models.packed import ARCHITECTURES, PackedModel
 
@@ -91,8 +91,7 @@ def read_config(place: str | Path) -> Any:
     """
     from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, AutoConfig
 
-    if isinstance(place, Path) and not (place / "config.json").is_file():
-        raise BadModel(f"{place} has no config.json, so it is not a model folder. Name one, or type --model minilm.")
+    check_config(place)
     with sentences(place):
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
     if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:

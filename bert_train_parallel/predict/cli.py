@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 import time
@@ -14,20 +15,22 @@ from typing import TYPE_CHECKING
 
 from bert_train_parallel.command_line import Parser
 from bert_train_parallel.config import DataConfig, read_settings
-from bert_train_parallel.errors import BadSetting, BadSource, run_command
+from bert_train_parallel.data.table import BadLines
+from bert_train_parallel.errors import BadSetting, run_command
 from bert_train_parallel.run_files import written_aside
 
-if TYPE_CHECKING:  # torch takes seconds to import: --help and a mistake in a flag answer at once
-    from bert_train_parallel.models.export import Reading
+if TYPE_CHECKING:  # torch takes seconds to import: --help, and a mistake in a flag or in the input, answer at once
+    from bert_train_parallel.models.reading import Reading
     from bert_train_parallel.predict.predictor import Prediction, Predictor
     from bert_train_parallel.predict.texts import Entry
 
-_FEW = 5
 _COLUMN_SETTINGS = ("text", "text_pair", "encoding", "delimiter", "quoting", "header", "max_cell_bytes")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Labels and probabilities for texts, with a trained model."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal without Unicode still shows the labels
     return run_command("bert_predict", lambda: _predict(_parser().parse_args(argv)))
 
 
@@ -66,15 +69,11 @@ class _Count:
     """What was done, for the line at the end."""
 
     predicted: int = 0
-    empty: int = 0
-    first_empty: list[int] = field(default_factory=list)
+    bad: BadLines = field(default_factory=BadLines)
 
     def __str__(self) -> str:
         texts = f"{self.predicted:,} text{'s' * (self.predicted > 1)}"
-        if not self.empty:
-            return texts
-        lines = ", ".join(map(str, self.first_empty)) + (", ..." if self.empty > len(self.first_empty) else "")
-        return f"{texts}, and {self.empty:,} line{'s' * (self.empty > 1)} without text, which get no prediction: {lines}"
+        return f"{texts}, and no prediction for {self.bad}" if self.bad.total else texts
 
 
 def _predict(arguments: argparse.Namespace) -> None:
@@ -86,19 +85,23 @@ def _predict(arguments: argparse.Namespace) -> None:
         _check_place(arguments.output)
     if arguments.threads:
         os.environ["RAYON_NUM_THREADS"] = str(arguments.threads)  # of the tokenizers, which read it when they start
-    import torch
-
-    from bert_train_parallel.models.export import load_saved
-    from bert_train_parallel.predict import lines
-    from bert_train_parallel.predict.predictor import Predictor
+    from bert_train_parallel.models.reading import find_saved, reading_of
+    from bert_train_parallel.predict import lines, texts
 
     form = lines.form_of(arguments.output)
+    place = find_saved(Path(arguments.model))
+    entries, from_arguments = _entries(arguments, reading_of(place))
+    entries = texts.begun(entries)
+    with_text = arguments.with_text or from_arguments
+
+    import torch
+
+    from bert_train_parallel.predict.predictor import load_model
+
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    saved = load_saved(arguments.model)
-    entries, from_arguments = _entries(arguments, saved.reading)
-    with_text = arguments.with_text or from_arguments
-    predictor = Predictor(saved, arguments.device, arguments.dtype, arguments.batch_size)
+    predictor = load_model(place, arguments.device, arguments.dtype, arguments.batch_size)
+    saved = predictor.saved
 
     began, count = time.perf_counter(), _Count()
     labels = saved.label_names if saved.reading.task_type == "classification" else ()
@@ -130,16 +133,17 @@ def _entries(arguments: argparse.Namespace, reading: Reading) -> tuple[Iterator[
     """What to predict for, and whether it was written on the command line."""
     from bert_train_parallel.predict import texts
 
+    given = {"text": reading.text, "text_pair": reading.text_pair, "max_cell_bytes": reading.max_cell_bytes}
+    config = read_settings(DataConfig, argparse.Namespace(**given | vars(arguments)))
     if arguments.inputs == ["-"]:
-        return texts.of_lines(sys.stdin.buffer), False
+        return texts.of_lines(sys.stdin.buffer, config.max_cell_bytes), False
     named = texts.file_named(arguments.inputs)
     if named is None:
         return texts.of_arguments(arguments.inputs, reading), True
     if arguments.output and arguments.output.resolve() == Path(named).resolve():
         raise BadSetting(f"--output {arguments.output} is the input. Name another file.")
-    columns = argparse.Namespace(**{"text": reading.text, "text_pair": reading.text_pair, **vars(arguments)})
     say = (lambda sentence: None) if arguments.quiet else (lambda sentence: print(sentence, file=sys.stderr))
-    return texts.of_file(named, read_settings(DataConfig, columns), say), False
+    return texts.of_file(named, config, say), False
 
 
 def _in_order(predictor: Predictor, entries: Iterable[Entry], count: _Count) -> Iterator[tuple[Entry, Prediction | None]]:
@@ -154,9 +158,7 @@ def _in_order(predictor: Predictor, entries: Iterable[Entry], count: _Count) -> 
 
     def without_text() -> Iterator[tuple[Entry, None]]:
         while waiting and waiting[0].texts is None:
-            count.empty += 1
-            if count.empty <= _FEW:
-                count.first_empty.append(waiting[0].line)
+            count.bad.add(waiting[0].line, waiting[0].lacks)
             yield waiting.popleft(), None
 
     for prediction in predictor.stream(texts()):
@@ -164,8 +166,6 @@ def _in_order(predictor: Predictor, entries: Iterable[Entry], count: _Count) -> 
         count.predicted += 1
         yield waiting.popleft(), prediction
     yield from without_text()
-    if not count.predicted:
-        raise BadSource("There is no text in the input, so there is no prediction.")
 
 
 def _write(lines: Iterable[str], output: Path | None) -> None:

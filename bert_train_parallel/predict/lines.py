@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from bert_train_parallel.errors import BadSetting
-from bert_train_parallel.predict.predictor import Prediction
 from bert_train_parallel.predict.texts import Entry
 from bert_train_parallel.tasks.task import csv_cell
 
-Writer = Callable[[Entry, Prediction | None], str]
+if TYPE_CHECKING:  # torch comes with it
+    from bert_train_parallel.predict.predictor import Prediction
+
+Writer: TypeAlias = "Callable[[Entry, Prediction | None], str]"
 
 
 def form_of(output: Path | None) -> str:

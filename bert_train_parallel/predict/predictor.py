@@ -17,6 +17,7 @@ from bert_train_parallel.errors import BadModel, BadSetting, BadSource
 from bert_train_parallel.models.export import TOKENIZER, SavedModel, load_saved
 from bert_train_parallel.models.inference import HALF, autocast, batch_tokens, outputs_of
 from bert_train_parallel.models.matmul import choose_matmul, use_matmul
+from bert_train_parallel.run_files import name_given
 from bert_train_parallel.tasks.task import Task, task_of
 
 Text = str | tuple[str, str]  # a pair for a model that was trained on pairs
@@ -47,12 +48,8 @@ class Predictor:
         Raises:
             BadSetting: a device that is not here, or a value that cannot be.
         """
-        if dtype not in DTYPES:
-            raise BadSetting(f"dtype {dtype!r}: one of {', '.join(DTYPES)} is expected.")
-        if batch_size is not None and batch_size < 1:
-            raise BadSetting(f"batch_size {batch_size}: a whole number from 1 up is expected.")
+        self._device = _device_for(device, dtype, batch_size)
         self.saved = saved
-        self._device = _device(device)
         self._dtype = saved.reading.dtype if dtype == "auto" else dtype
         if self._dtype == "float16" and self._device.type == "cpu":
             self._dtype = "float32"  # CPUs have no fast float16
@@ -131,8 +128,10 @@ def load_model(path: str | Path, device: str = "auto", dtype: str = "auto", batc
 
     Raises:
         BadModel: there is none, or it is damaged.
-        BadSetting: a device that is not here.
+        BadSetting: a device that is not here, or a value that cannot be.
     """
+    path = name_given(path, "model", "a _trained_model.sav file, a model folder, or any file of a run", BadModel)
+    _device_for(device, dtype, batch_size)  # told before the model is read
     return Predictor(load_saved(path), device, dtype, batch_size)
 
 
@@ -158,6 +157,19 @@ def _tokenizer(text: str) -> TextTokenizer:
         raise BadModel(
             f"The model's {TOKENIZER} cannot be read: {str(error).splitlines()[0]}. Train again, or name another model."
         ) from error
+
+
+def _device_for(device: str, dtype: str, batch_size: int | None) -> torch.device:
+    """The device that is asked for.
+
+    Raises:
+        BadSetting: it is not here, or another value cannot be.
+    """
+    if dtype not in DTYPES:
+        raise BadSetting(f"dtype {dtype!r}: one of {', '.join(DTYPES)} is expected.")
+    if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        raise BadSetting(f"batch_size {batch_size!r}: a whole number from 1 up is expected.")
+    return _device(device)
 
 
 def _device(asked: str) -> torch.device:

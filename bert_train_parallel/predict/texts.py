@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
 from bert_train_parallel.config import DataConfig
-from bert_train_parallel.data.sources import open_source
-from bert_train_parallel.data.table import Unusable
+from bert_train_parallel.data.sources import open_source, too_long
+from bert_train_parallel.data.table import BadLines, Unusable
 from bert_train_parallel.errors import BadSetting, BadSource
-from bert_train_parallel.models.export import Reading
+from bert_train_parallel.models.reading import Reading
 
+_PIECE = 1 << 16  # bytes of a line that is too long, read at once
 _FILES = (".csv", ".tsv", ".tab", ".txt", ".json", ".jsonl", ".ndjson", ".parquet", ".gz")
 
 
@@ -22,6 +24,7 @@ class Entry:
 
     line: int
     texts: tuple[str, ...] | None
+    lacks: str = ""  # why there is nothing, in words
 
 
 def file_named(inputs: Sequence[str]) -> str | None:
@@ -62,21 +65,36 @@ def of_file(path: str, config: DataConfig, say: Callable[[str], None] = lambda s
         raise BadSource(f"{path} is a folder; texts, or one CSV, JSON lines or Parquet file are expected.")
     (source,) = open_source(config, path, labelled=False)
     say(source.described)
-    records = source.table.records(source.columns.wanted)
-    return (Entry(line, None if isinstance(cells, Unusable) else _texts(cells)) for line, cells in records)
+    return (
+        Entry(line, None, found.reason)
+        if isinstance(found, Unusable)
+        else Entry(line, (found.text,) if found.pair is None else (found.text, found.pair))
+        for line, found in source.entries()
+    )
 
 
-def of_lines(file: BinaryIO) -> Iterator[Entry]:
-    """One text per line of standard input, in UTF-8.
+def of_lines(file: BinaryIO, most: int) -> Iterator[Entry]:
+    """One text per line of standard input, in UTF-8; no line above `most` bytes is held in memory.
 
     Raises:
         BadSource: other bytes.
     """
-    for number, line in enumerate(file, 1):
+    for number in itertools.count(1):
+        line = file.readline(most + 2)
+        if not line:
+            return
+        is_whole = line.endswith(b"\n")
+        while not is_whole and (rest := file.readline(_PIECE)):
+            is_whole = rest.endswith(b"\n")
+        line = line.rstrip(b"\r\n")
+        if len(line) > most:
+            yield Entry(number, None, too_long(most).reason)
+            continue
         try:
-            yield Entry(number, _texts([line.decode("utf-8").rstrip("\r\n")]))
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:
             raise BadSource(f"Line {number} of standard input is not UTF-8: {error.reason}. Convert it, for example with iconv.") from None
+        yield Entry(number, (text,) if text.strip() else None, "without text")
 
 
 def of_arguments(inputs: Sequence[str], reading: Reading) -> Iterator[Entry]:
@@ -88,10 +106,24 @@ def of_arguments(inputs: Sequence[str], reading: Reading) -> Iterator[Entry]:
     width = 1 if reading.text_pair is None else 2
     if len(inputs) % width:
         raise BadSource(f"The model was trained on pairs of texts, and {len(inputs)} texts are given. Give two for each prediction.")
-    for number in range(len(inputs) // width):
-        yield Entry(number + 1, tuple(inputs[number * width : (number + 1) * width]))
+    for number, text in enumerate(inputs):
+        if not text.strip():
+            raise BadSource(f"Text {number // width + 1} is empty. Give one with words in it.")
+    # bytes that are not UTF-8 come as halves of surrogate pairs, which cannot be written out again
+    texts = [text.encode(errors="surrogateescape").decode(errors="replace") for text in inputs]
+    return (Entry(number + 1, tuple(texts[number * width : (number + 1) * width])) for number in range(len(texts) // width))
 
 
-def _texts(cells: Iterable[object]) -> tuple[str, ...] | None:
-    texts = tuple(str(cell) if isinstance(cell, str | int | float) else "" for cell in cells)
-    return texts if all(text.strip() for text in texts) else None
+def begun(entries: Iterator[Entry]) -> Iterator[Entry]:
+    """The same entries, once one of them is known to have a text.
+
+    Raises:
+        BadSource: none has.
+    """
+    bad, seen = BadLines(), list[Entry]()
+    for entry in entries:
+        seen.append(entry)
+        if entry.texts is not None:
+            return itertools.chain(seen, entries)
+        bad.add(entry.line, entry.lacks)
+    raise BadSource(f"There is no text in the input, so there is no prediction{f': {bad}' if bad.total else ''}.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,9 @@ from bert_train_parallel.run_files import RunFiles
 from bert_train_parallel.training import checkpoints, runs
 from bert_train_parallel.training.checkpoints import Checkpoint
 from bert_train_parallel.training.loop import Progress
+from bert_train_parallel.training.refusals import MAY_GROW
 from bert_train_parallel.training.strategy import Strategy
 from bert_train_parallel.training.world import World
-
-# In what a run may differ from the one that it goes on from under a new name: how long it learns, and from how much
-_MAY_GROW = ("epochs", "max_steps", "patience", "max_train_samples")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,21 +83,23 @@ def _earlier(config: TrainConfig, asked: dict[str, Any], say: Callable[[str], No
     checkpoint = checkpoints.newest(place, say) if place.name.endswith("_checkpoints") else checkpoints.read(place)
     if checkpoint is None:
         raise BadCheckpoint(f"--from_run {config.from_run}: {place} has no whole checkpoint.")
-    runs.refuse_other(checkpoint.folder, asked, checkpoint.state["asked"], "--from_run", _MAY_GROW)
+    runs.refuse_other(checkpoint.folder, asked, checkpoint.state["asked"], "--from_run", MAY_GROW)
     return checkpoint
 
 
 @contextlib.contextmanager
-def taken_name(world: World, named: RunFiles, start: Start, key: str) -> Iterator[tuple[RunFiles, bool]]:
+def taken_name(world: World, named: RunFiles, start: Start, facts: Mapping[str, Any]) -> Iterator[tuple[RunFiles, bool]]:
     """The files of the run as this node names them, and whether this rank writes its checkpoints; no other process does within the block.
 
     Rank 0 writes, and the first rank of each node that does not see rank 0's disk: then the world can go on without rank 0's node.
 
+    Args:
+        facts: with the run's key, and what was asked: the folder of checkpoints says both, to refuse another run before it is read.
     Raises:
         BadRun: another process trains this run.
         NotWritable: the folder is read-only or the disk is full.
     """
-    content = {"job": world.rank.job, "key": key, "token": secrets.token_hex(8)}
+    content = {"job": world.rank.job, "key": facts["key"], "asked": facts["asked"], "token": secrets.token_hex(8)}
     with contextlib.ExitStack() as held:
 
         def take() -> tuple[str, str]:

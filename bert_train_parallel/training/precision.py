@@ -20,11 +20,20 @@ def choose_dtype(asked: str, world: World) -> str:
     if asked == "auto":
         has_it = world.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return "bfloat16" if all(world.gather(has_it)) else "float32"
-    if asked == "float16" and not all(world.gather(world.device.type == "cuda")):
-        raise BadSetting("--dtype float16 needs a CUDA GPU in every rank. Type --dtype bfloat16, or float32.")
-    if asked == "float64" and any(world.gather(world.device.type == "mps")):
-        raise BadSetting("--dtype float64: a Metal GPU has no such arithmetic. Type --device cpu.")
+    world.together(lambda: check_dtype(asked, world.device))
     return asked
+
+
+def check_dtype(asked: str, device: torch.device) -> None:
+    """See that the device of one rank computes in the precision that is asked for.
+
+    Raises:
+        BadSetting: float16 or float64 where it does not.
+    """
+    if asked == "float16" and device.type != "cuda":
+        raise BadSetting("--dtype float16 needs a CUDA GPU in every rank. Type --dtype bfloat16, or float32.")
+    if asked == "float64" and device.type == "mps":
+        raise BadSetting("--dtype float64: a Metal GPU has no such arithmetic. Type --device cpu.")
 
 
 def parameters_dtype(dtype: str) -> torch.dtype:

@@ -45,8 +45,14 @@ class Reporter:
         self._end_line()
         if self._speaks:
             print(sentence, flush=True)
+        self._write_log(sentence)
+
+    def _write_log(self, line: str) -> None:
         if self._log:
-            self._log.write(sentence + "\n")
+            try:
+                self._log.write(line + "\n")
+            except OSError as error:
+                raise not_writable(error, self._log.name, "--logfile") or error from error
 
     def event(self, kind: str, *, step: int = 0, epoch: int = 0, figures: dict[str, Any] | None = None, path: str = "") -> None:
         if self._is_first and self._events:
@@ -97,8 +103,7 @@ class Reporter:
             print(line, flush=True)
         if is_due:
             self._line_time = time.monotonic()
-            if self._log:
-                self._log.write(line + "\n")
+            self._write_log(line)
 
     def _end_line(self) -> None:
         if self._line_length:

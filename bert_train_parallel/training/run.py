@@ -81,7 +81,7 @@ def run_rank(open_store: Callable[[], Store], named: RunFiles, config: TrainConf
         run = set_up(world, store, config, start, reporter)
         run.began = began
         try:
-            with taken_name(world, named, start, run.facts["key"]) as (files, writes):
+            with taken_name(world, named, start, run.facts) as (files, writes):
                 return see_through(run, files, start, Keeper(files, writes, config.keep_checkpoints, run.facts))
         finally:
             run.strategy.close()

@@ -9,30 +9,24 @@ import numpy as np
 
 from bert_train_parallel.config import TrainConfig
 from bert_train_parallel.data.batches import FloatArray, IntArray, Rows, first_samples, weighted
-from bert_train_parallel.data.store import Store
+from bert_train_parallel.data.store import Content, Store
 from bert_train_parallel.errors import BadSetting
 
-METRICS = {
-    "classification": ("loss", "accuracy", "macro_f1", "weighted_f1", "mcc"),
-    "regression": ("loss", "mse", "pearson", "spearman"),
-}
 LESS_IS_BETTER = ("loss", "mse")
 
 
-def check_settings(config: TrainConfig, store: Store) -> None:
-    """Settings against the data, before anything expensive.
+def check_settings(config: TrainConfig, content: Content) -> None:
+    """Settings against the labels, as soon as these are known.
 
     Raises:
         BadSetting: a metric or class weights that this data cannot have.
     """
-    known = METRICS[store.task_type]
-    if config.metric not in known:
-        raise BadSetting(f"--metric {config.metric} is not a figure of a {store.task_type}. Choose one of {', '.join(known)}.")
-    if config.class_weights != "none" and store.task_type != "classification":
-        raise BadSetting("--class_weights: the labels are numbers, not classes. Leave it out, or type --task_type classification.")
+    misfit = config.misfit(content.task_type)
+    if misfit:
+        raise BadSetting(misfit)
     if isinstance(config.class_weights, dict):
-        _check_names(config.class_weights, store.label_names)
-        if not any(config.class_weights.get(name, 1.0) for name in store.label_names):
+        _check_names(config.class_weights, content.label_names)
+        if not any(config.class_weights.get(name, 1.0) for name in content.label_names):
             raise BadSetting("--class_weights: every class has the weight 0, so nothing would be learned. Give one of them more.")
 
 

@@ -66,7 +66,11 @@ SOURCES: dict[str, tuple[str | bytes, dict[str, Any], str]] = {
     ),
     "a text without labels": (GOOD.replace(",a", ",").replace(",b", ","), {}, "40 lines without label (2, 3, 4, 5, 6, ...)"),
     "too many bad lines": (GOOD + ",a\n" * 5, {}, "x.csv: 5 lines without text (42, 43, 44, 45, 46), of 45, cannot be used; at most 10 %"),
-    "labels that are no numbers": (GOOD, {"task_type": "regression"}, "40 lines whose label is not a number"),
+    "labels that are no numbers": (
+        GOOD,
+        {"task_type": "regression"},
+        "x.csv: --task_type regression learns numbers, and the first 40 labels are none (column 'label', such as 'a')",
+    ),
     "a sequence as long as no model": (GOOD, {"sequence_len": 4_096}, "--sequence_len 4096: --model"),
     "no room for pairs": (
         "one,two,label\na,b,x\nc,d,y\ne,f,x\n",

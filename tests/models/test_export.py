@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from bert_train_parallel.errors import BadModel, NotWritable
-from bert_train_parallel.models.export import Reading, find_saved, load_saved, save_model, tokenizer_files
+from bert_train_parallel.models.export import load_saved, save_model, tokenizer_files
 from bert_train_parallel.models.loading import build_model
 from bert_train_parallel.models.packed import PackedModel
+from bert_train_parallel.models.reading import Reading, find_saved
 from bert_train_parallel.run_files import RunFiles
 
 from .families import packed_rows

@@ -57,7 +57,7 @@ def test_a_file_is_answered_line_by_line_with_empty_cells_where_there_is_no_text
     assert [line[1] in ("bad", GOOD) for line in lines[1:]] == [True, False, True, False]
     assert lines[2][1:] == ["", "", ""]
     assert said.splitlines()[0].endswith("reviews.csv: UTF-8, comma-separated, header; text 'tweet'")
-    assert said.splitlines()[1].startswith("2 texts, and 2 lines without text, which get no prediction: 3, 6 (")
+    assert said.splitlines()[1].startswith("2 texts, and no prediction for 2 lines without text (3, 6) (")
 
 
 def test_json_lines_come_out_where_the_file_is_called_so(type_in: Callable[..., Output], reviews: Path, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_regression_answers_with_numbers(save_run: Callable[..., RunFiles], ty
         (["reviews.csv", "-o", "folder"], "--output folder is a folder. Name a file in it, such as folder/labels.csv."),
         (["reviews.csv", "--batch_size", "0"], "--batch_size 0: a whole number from 1 up is expected."),
         (["reviews.csv", "--threads", "-1"], "--threads -1: a whole number from 1 up is expected."),
-        (["nothing.csv", "-o", "out.csv"], "There is no text in the input, so there is no prediction."),
+        (["nothing.csv", "-o", "out.csv"], "There is no text in the input, so there is no prediction: 2 lines without text (2, 3)."),
         (["numbers.csv"], "numbers.csv: it is not plain which column is the text. Type --text a or --text b."),
         (["folder"], "folder is a folder; texts, or one CSV, JSON lines or Parquet file are expected."),
     ],

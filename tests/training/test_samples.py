@@ -51,9 +51,9 @@ def test_caps_are_of_samples(store: Store) -> None:
 
 def test_a_class_weight_for_an_unknown_label_is_an_error_with_the_nearest_name(store: Store) -> None:
     with pytest.raises(BadSetting, match=r"no label 'goood'\. Did you mean 'good'"):
-        check_settings(config.TrainConfig(class_weights={"goood": 2.0}), store)
+        check_settings(config.TrainConfig(class_weights={"goood": 2.0}), store.content)
 
 
 def test_a_metric_of_another_task_is_an_error_that_names_those_of_this_one(store: Store) -> None:
     with pytest.raises(BadSetting, match=r"pearson is not a figure of a classification.*macro_f1"):
-        check_settings(config.TrainConfig(metric="pearson"), store)
+        check_settings(config.TrainConfig(metric="pearson"), store.content)
