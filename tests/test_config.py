@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bert_train_parallel.config import TrainConfig, add_arguments, make_settings, read_settings
+from bert_train_parallel.config import DataConfig, TrainConfig, add_arguments, make_settings, read_settings
 from bert_train_parallel.errors import BadSetting
 
 
@@ -40,6 +40,7 @@ def typed(*words: str) -> TrainConfig:
         ("--shares", "nan", "numbers from 0 up"),
         ("--delimiter", ",,", "one character"),
         ("--max_bad_rows", "nan", "less than or equal to 1"),
+        ("--metric", "r2", "'loss', 'pearson'"),
     ],
 )
 def test_a_value_that_cannot_be_is_a_sentence_with_its_flag(flag: str, value: str, words: str) -> None:
@@ -97,3 +98,28 @@ def test_paths_may_be_given_as_such() -> None:
 def test_settings_of_another_kind_are_a_sentence(wrong: object) -> None:
     with pytest.raises(BadSetting, match="a TrainConfig is expected, after the source, or settings by name"):
         make_settings(TrainConfig, wrong, {})
+
+
+def test_a_config_of_data_alone_is_not_one_of_training() -> None:
+    with pytest.raises(BadSetting, match="The settings are a DataConfig; a TrainConfig is expected"):
+        make_settings(TrainConfig, DataConfig(), {})  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (
+            ["--task_type", "regression", "--metric", "mcc"],
+            "--metric mcc is not a figure of a regression. Choose one of loss, mse, pearson",
+        ),
+        (
+            ["--task_type", "regression", "--class_weights", "balanced"],
+            "--class_weights: the labels are numbers, not classes. Leave it out",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other_are_a_sentence(words: list[str], sentence: str) -> None:
+    with pytest.raises(BadSetting) as raised:
+        typed(*words)
+    assert str(raised.value).startswith(sentence)
+    assert not str(raised.value).endswith("..")

@@ -165,3 +165,26 @@ def test_on_a_terminal_each_line_erases_what_an_update_left_there(launcher: Laun
     assert process.wait() == 0
     assert shown.count(b"\x1b[K[rank ") == 3
     assert shown.count(b"] 1\r\n") == 2
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+@pytest.mark.parametrize("flags", [[], ["--dry_run"]], ids=["ranks", "the plan"])
+def test_a_full_disk_under_standard_output_is_named_so(flags: list[str], tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("for number in range(5000): print('line', number)\n")
+    command = [sys.executable, str(ROOT / "launch.py"), "--here_gpus", "1", "--device", "cpu", "--log_dir", str(tmp_path / "logs"), *flags]
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([*command, str(script)], stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=tmp_path)
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+    if flags:
+        assert done.returncode == 2
+        assert done.stderr == "launch: standard output: no space left on device. Free some, or send it to another place (> FILE).\n"
+    else:
+        assert done.returncode == 0
+        assert (
+            "launch: standard output cannot be written any more: no space left on device; the run goes on, with its output in "
+            in done.stderr
+        )
+        (log,) = (tmp_path / "logs").rglob("*rank*0*")
+        assert log.read_text().count("\n") == 5000

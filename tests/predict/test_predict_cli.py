@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from bert_train_parallel.errors import BadModel
+from bert_train_parallel.models.reading import reading_of
 from bert_train_parallel.predict import cli
 from bert_train_parallel.predict.predictor import load_model
 from bert_train_parallel.run_files import RunFiles
@@ -185,6 +187,106 @@ def test_help_answers_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.endswith("False\n")
+
+
+@pytest.mark.parametrize(
+    "words, sentence",
+    [
+        (["revews.csv"], "revews.csv: there is no such file. Did you mean reviews.csv?"),
+        (["reviews.csv", "-t", "twet"], "reviews.csv has no column 'twet' (--text). Did you mean tweet? Its columns: id, tweet."),
+        (["empty.csv"], "empty.csv is empty."),
+        (["nothing.csv"], "There is no text in the input, so there is no prediction: 1 line without text (2)."),
+        (["-"], "There is no text in the input, so there is no prediction."),
+        (["the dog", " "], "Text 2 is empty."),
+        (["reviews.csv", "--max_cell_bytes", "1"], "--max_cell_bytes '1': should be greater than or equal to 1000."),
+        (["reviews.csv", "-o", "x.doc"], "--output x.doc: a name that ends with .csv or .jsonl is expected."),
+    ],
+)
+@pytest.mark.parametrize("by", ["file", "folder"])
+def test_a_mistake_in_the_input_is_told_without_torch(
+    words: list[str], sentence: str, by: str, run: RunFiles, reviews: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "empty.csv").write_text("")
+    (tmp_path / "nothing.csv").write_text("id,text\n1,  \n")
+    model = run.saved_model if by == "file" else run.model_folder
+    code = "import sys; from bert_train_parallel.predict import cli; print(cli.main(sys.argv[1:]), 'torch' in sys.modules)"
+    command = [sys.executable, "-c", code, str(model), *words, "-q"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, stdin=subprocess.DEVNULL)
+    assert done.stdout == "2 False\n"
+    assert done.stderr.count("\n") == 1
+    assert sentence in done.stderr
+
+
+def test_the_column_of_training_is_missed_without_torch(save_run: Callable[..., RunFiles], reviews: Path) -> None:
+    model = save_run(text="body").saved_model
+    code = "import sys; from bert_train_parallel.predict import cli; print(cli.main(sys.argv[1:]), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, str(model), str(reviews)], capture_output=True, text=True, check=True)
+    assert done.stdout == "2 False\n"
+    assert "reviews.csv has no column 'body' (--text)." in done.stderr
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl", "stdin"])
+def test_a_cell_above_the_limit_of_training_gets_no_prediction(
+    form: str, save_run: Callable[..., RunFiles], type_in: Callable[..., Output], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = save_run(max_cell_bytes=2_000).folder
+    texts = ["the dog", "a cat " * 400, "\u00e9" * 1_001, "a" * 2_000, "the end"]
+    if form == "csv":
+        (tmp_path / "in.csv").write_text("text\n" + "".join(f"{text}\n" for text in texts), encoding="utf-8")
+    elif form == "jsonl":
+        (tmp_path / "in.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    else:
+        content = "".join(f"{text}\r\n" for text in texts).encode()
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    source = "-" if form == "stdin" else tmp_path / f"in.{form}"
+    code, lines, said = type_in(source, model=model)
+    assert code == 0
+    assert [bool(line[1]) for line in lines[1:]] == [True, False, False, True, True]
+    numbers = "3, 4" if form == "csv" else "2, 3"
+    assert f"3 texts, and no prediction for 2 lines with a cell above 2000 bytes (--max_cell_bytes) ({numbers}) (" in said
+    if form == "stdin":
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    code, lines, _ = type_in(source, "--max_cell_bytes", "16000000", model=model)
+    assert [bool(line[1]) for line in lines[1:]] == [True] * 5
+
+
+def test_a_pickle_that_would_run_something_is_an_error_before_torch_is_loaded(run: RunFiles, tmp_path: Path) -> None:
+    import pickle
+    import zipfile
+
+    class Malicious:
+        def __reduce__(self) -> tuple[object, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "made"),)
+
+    for number, content in enumerate((pickle.dumps({"format": 1, "reading": Malicious()}), b"\x80\x02(", pickle.dumps([1]), b"")):
+        path = tmp_path / f"bad_{number}_trained_model.sav"
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data.pkl", content)
+        with pytest.raises(BadModel, match="is not a model of ours, or is damaged"):
+            reading_of(path)
+    assert not (tmp_path / "made").exists()
+    assert reading_of(run.saved_model) == load_model(run.saved_model).saved.reading
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+@pytest.mark.parametrize("words", [["the dog"], ["the dog"] * 2_000], ids=["a line", "many lines"])
+def test_a_full_disk_under_standard_output_is_named_so(words: list[str], run: RunFiles) -> None:
+    code = "import sys; from bert_train_parallel.predict.cli import main; sys.exit(main(sys.argv[1:]))"
+    with open("/dev/full", "wb") as out:
+        command = [sys.executable, "-c", code, str(run.folder), *words]
+        done = subprocess.run(command, stdout=out, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert last == "bert_predict: standard output: no space left on device. Free some, or send it to another place (> FILE)."
+    assert "Exception ignored" not in done.stderr
+
+
+def test_a_standard_output_that_is_closed_is_no_mistake(run: RunFiles) -> None:
+    code = "import sys; from bert_train_parallel.predict.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = ["sh", "-c", 'exec "$@" >&-', "sh", sys.executable, "-c", code, str(run.folder), "the dog"]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+    assert "1 text (" in done.stderr
 
 
 def test_a_reader_that_has_gone_is_no_mistake(run: RunFiles) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -10,7 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from data.conftest import content_hash
 
+from bert_train_parallel import prepare
+from bert_train_parallel.run_files import RunFiles
+from bert_train_parallel.training.cli import main
 from training import worlds
 
 
@@ -122,6 +127,117 @@ def test_a_read_only_folder(
     flags = ("--max_steps", "2", "--output_dir", tmp_path / "results", "--no_export")
     worlds.run_world(1, data / "leanings.csv", "--model", tiny_model, *flags, folder=folder)
     assert (tmp_path / "results" / "leanings_RESULT.json").exists()
+
+
+@pytest.fixture
+def numbers(tmp_path: Path) -> Path:
+    """A source whose labels are numbers with fractions."""
+    source = tmp_path / "leanings.csv"
+    source.write_text("text,label\n" + "".join(f"the dog {number},{number / 7:.2f}\n" for number in range(40)))
+    return source
+
+
+@pytest.fixture
+def odd_model(tiny_model: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """A model folder with something wrong: `config` is missing, or it is of a `kind` without a classifier."""
+
+    def make(what: str) -> Path:
+        place = tmp_path / "odd"
+        shutil.copytree(tiny_model, place)
+        config = place / "config.json"
+        if what == "config":
+            config.unlink()
+        else:
+            config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "vit", "architectures": ["ViTModel"]}))
+        return place
+
+    return make
+
+
+# what is wrong with a setting, by the flags; and whether it is known before the source is read
+REFUSED = {
+    "a figure of numbers for classes": (["--metric", "pearson"], "--metric pearson is not a figure of a classification", False),
+    "the same, where the task is named": (
+        ["--metric", "pearson", "--task_type", "classification"],
+        "--metric pearson is not a figure of a classification",
+        True,
+    ),
+    "weights of classes for numbers, by name": (["--class_weights", "balanced", "--task_type", "regression"], "not classes", True),
+    "a class that is not there": (["--class_weights", '{"goood": 2}'], "there is no label 'goood'. Did you mean 'good'?", False),
+    "no class counts": (["--class_weights", '{"good": 0, "bad": 0}'], "every class has the weight 0", False),
+    "words to be learned as numbers": (["--task_type", "regression"], "the first 60 labels are none (column 'label', such as ", True),
+    "shares of more ranks": (["--shares", "3,1"], "--shares 3,1 has 2 numbers", True),
+    "a device that is not here": (["--device", "mps"], "--device mps: torch sees no Metal GPU", True),
+    "a precision that the device lacks": (["--device", "cpu", "--dtype", "float16"], "--dtype float16 needs a CUDA GPU", True),
+    "an earlier run that is not there": (["--from_run", "nowhere_RESULT.json"], "--from_run nowhere_RESULT.json: there is no", True),
+}
+
+
+@pytest.mark.parametrize("has_store", [False, True], ids=["no store", "a store for other settings"])
+@pytest.mark.parametrize("mistake", REFUSED)
+def test_a_setting_is_refused_before_a_store_is_made_or_replaced(
+    mistake: str, has_store: bool, write_csv: Callable[..., Path], tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags, words, at_once = REFUSED[mistake]
+    source = write_csv(60)
+    if has_store:
+        prepare(source, model=str(tiny_model), sequence_len=64, quiet=True).close()
+    before = content_hash(source.parent)
+    assert main([str(source), "--model", str(tiny_model), *flags]) == 2
+    said = capsys.readouterr()
+    assert said.err.count("\n") == 1
+    assert words in said.err
+    assert content_hash(source.parent) == before
+    # how the file is read is told when it is opened to be read
+    assert ("comma-separated" not in said.out) == at_once
+
+
+@pytest.mark.parametrize("flags", [["--metric", "accuracy"], ["--class_weights", "balanced"]])
+def test_a_setting_of_classes_is_refused_where_the_labels_turn_out_to_be_numbers(
+    flags: list[str], numbers: Path, tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = content_hash(numbers.parent)
+    assert main([str(numbers), "--model", str(tiny_model), *flags]) == 2
+    assert flags[0] in capsys.readouterr().err
+    assert content_hash(numbers.parent) == before
+
+
+@pytest.mark.parametrize(
+    "what, words", [("config", "odd has no config.json"), ("kind", "of the kind 'vit', for which transformers has no")]
+)
+def test_a_folder_of_no_classifier_is_refused_before_the_source_is_read(
+    what: str, words: str, odd_model: Callable[[str], Path], write_csv: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, model = write_csv(60), odd_model(what)
+    before = content_hash(source.parent)
+    assert main([str(source), "--model", str(model)]) == 2
+    assert words in capsys.readouterr().err
+    assert content_hash(source.parent) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        (["--sequence_len", "32"], "differs in the data"),
+        (["--epochs", "2"], "differs in epochs (was 1, is now 2)"),
+        (["--max_bad_rows", "0.5", "--split", "60/20/20"], "differs in the data"),
+    ],
+)
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_to_go_on_with_keeps_its_store_when_other_settings_are_refused(
+    flags: list[str], words: str, finished: bool, write_csv: Callable[..., Path], tiny_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_csv(60, long_every=6)
+    settings = ["--model", str(tiny_model), "--device", "cpu", "--no_export", "--sequence_len", "64"]
+    assert main([str(source), *settings, "--epochs", "1"]) == 0
+    if not finished:
+        RunFiles(source.parent, "leanings").result.unlink()
+    before = content_hash(source.parent)
+    capsys.readouterr()
+    assert main([str(source), *settings, "--epochs", "1", "--resume", *flags]) == 2
+    assert words in capsys.readouterr().err
+    assert content_hash(source.parent) == before
 
 
 @pytest.mark.slow
