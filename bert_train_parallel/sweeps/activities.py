@@ -27,11 +27,18 @@ Result = TypeVar("Result")
 class Activities:
     """The activities of one worker, over the folder that all workers share."""
 
-    def __init__(self, folder: SharedFolder, worker: str = "worker", client: Client | None = None, trials: Trials | None = None) -> None:
+    def __init__(
+        self,
+        folder: SharedFolder,
+        worker: str = "worker",
+        client: Client | None = None,
+        trials: Trials | None = None,
+        cores_each: int | None = None,
+    ) -> None:
         self._folder = folder
         self._client = client
         self._reservations = Reservations()
-        self._trials = trials or Trials(folder, worker, self._reservations)
+        self._trials = trials or Trials(folder, worker, self._reservations, cores_each=cores_each)
 
     @activity.defn
     async def create_dataset_snapshot(self, request: m.DatasetSnapshotRequest) -> m.DatasetSnapshotResult:

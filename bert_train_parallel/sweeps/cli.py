@@ -113,7 +113,9 @@ def _parser() -> argparse.ArgumentParser:
         "choices": ("training", "eval", "node"),
         "help": "what to serve; may be repeated (default: training and eval)",
     }
-    command("worker", _worker, ("--queue", roles), trials, ("--host", {"metavar": "NAME", "help": "this node's name in GPU maps"}))
+    cores = {"type": _whole(1), "metavar": "N", "help": "CPU cores for each trial without a GPU (default: an equal part)"}
+    host = {"metavar": "NAME", "help": "this node's name in GPU maps"}
+    command("worker", _worker, ("--queue", roles), trials, ("--cores", cores), ("--host", host))
     command("start", _start, file)
     command("status", _status, ("id", {"type": _name, "metavar": "ID", "nargs": "?", "help": "the sweep's experiment_id (default: all)"}))
     command("watch", _watch, sweep_id)
@@ -168,7 +170,7 @@ def _worker(arguments: argparse.Namespace) -> None:
     async def serve(client: Client) -> None:
         folder = SharedFolder(arguments.output_dir.resolve())
         folder.root.mkdir(parents=True, exist_ok=True)
-        await work(client, folder, arguments.queue or ["training", "eval"], arguments.trials, arguments.host)
+        await work(client, folder, arguments.queue or ["training", "eval"], arguments.trials, arguments.host, arguments.cores)
 
     _with_client(arguments, serve)
 

@@ -46,9 +46,10 @@ class Local:
 class WorkerProcess:
     """A worker as a child that dies with this process."""
 
-    def __init__(self, folder: Path, trials: int) -> None:
+    def __init__(self, folder: Path, trials: int, cores_each: int | None) -> None:
         self._folder = folder
         self._trials = trials
+        self._cores_each = cores_each
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
         self._quick_ends = 0
@@ -67,6 +68,7 @@ class WorkerProcess:
         self._started = time.monotonic()
         command = [sys.executable, "-P", "-m", "bert_train_parallel.sweeps", "worker", "--address", address.grpc, "--namespace", "default"]
         command += ["--output_dir", str(self._folder), "--trials", str(self._trials), "--queue", "training", "--queue", "eval"]
+        command += ["--cores", str(self._cores_each)] if self._cores_each else []
         with open(self._folder / "worker.log", "ab") as log:
             self._process = processes.start(
                 command,
@@ -90,10 +92,10 @@ class WorkerProcess:
 
 
 @contextlib.asynccontextmanager
-async def local(folder: Path, trials: int, grace_s: float = 15.0) -> AsyncIterator[Local]:
+async def local(folder: Path, trials: int, grace_s: float = 15.0, cores_each: int | None = None) -> AsyncIterator[Local]:
     """A client of the folder's embedded server, with a worker for `trials` at a time; both end with the block.
 
-    What dies meanwhile is started again. SIGTERM and SIGHUP end the block as Ctrl-C does.
+    `cores_each` is as in `worker.work`. What dies meanwhile is started again. SIGTERM and SIGHUP end the block as Ctrl-C does.
 
     Raises:
         LaunchFailed: the worker cannot be kept up.
@@ -103,7 +105,7 @@ async def local(folder: Path, trials: int, grace_s: float = 15.0) -> AsyncIterat
     for number in (signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     folder = folder.resolve()
-    server, worker = EmbeddedServer(folder), WorkerProcess(folder, trials)
+    server, worker = EmbeddedServer(folder), WorkerProcess(folder, trials, cores_each)
     caretaker: asyncio.Task[None] | None = None
     try:
         found = Local(await connect_when_ready(server), server, worker)

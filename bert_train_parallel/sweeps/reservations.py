@@ -50,10 +50,14 @@ async def wait_for_gpus(count: int, device: str, tick: Callable[[], None]) -> Ho
         await asyncio.sleep(LOOK_S)
 
 
-def launch_environment(claim: gpus.Claim) -> dict[str, str]:
-    """What tells a launcher to use these GPUs, whose locks it inherits."""
+def launch_environment(claim: gpus.Claim, cores: int | None = None) -> dict[str, str]:
+    """What tells a launcher to use these GPUs, whose locks it inherits; or, without a GPU, this many CPU cores for all ranks.
+
+    >>> launch_environment(gpus.Claim(ranks=2), cores=8), launch_environment(gpus.Claim(ranks=2), cores=1)
+    ({'OMP_NUM_THREADS': '4'}, {'OMP_NUM_THREADS': '1'})
+    """
     if not claim.devices:
-        return {}
+        return {"OMP_NUM_THREADS": str(max(cores // claim.ranks, 1))} if cores else {}
     held = ",".join(f"{uuid}={lock}" for uuid, lock in zip(claim.devices, claim.locks, strict=False))
     return {"CUDA_VISIBLE_DEVICES": ",".join(claim.devices), gpus.HELD_VARIABLE: held}
 

@@ -13,6 +13,7 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError
 
 from bert_train_parallel.errors import BadSetting, BertTrainParallelError, Unreachable, not_writable
+from bert_train_parallel.launching.environment import cores
 from bert_train_parallel.run_files import write_json
 from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps import views, watching
@@ -65,7 +66,8 @@ async def _run(request: m.SweepRequest, folder: Path) -> m.SweepResult:
         place.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise not_writable(error, place) or error from error
-    async with local(folder, trials_at_once(request), request.launch.grace_s + 5) as here:
+    each = max(cores() // request.max_concurrency, 1)  # of the file: the same for all trials, whatever set-concurrency says later
+    async with local(folder, most_at_once(request), request.launch.grace_s + 5, each) as here:
         await start(here.client, request)
         if not (place / REQUEST).is_file():
             await _refuse_other(here.client, request, place)
@@ -119,10 +121,10 @@ async def start(client: Client, request: m.SweepRequest, patience_s: float = 60.
         await asyncio.sleep(0.3)
 
 
-def trials_at_once(request: m.SweepRequest) -> int:
-    """What this machine runs at a time: no more than its GPUs allow, or than the sweep asks for."""
-    gpus = count_here()
-    return min(request.max_concurrency, max(gpus // request.launch.here_gpus, 1)) if gpus else request.max_concurrency
+def most_at_once(request: m.SweepRequest) -> int:
+    """What this machine could run at a time, should set-concurrency ask for it: as many as have a GPU, or a core, each."""
+    gpus = count_here() if request.base.fine_tune_config.use_gpu else 0
+    return max(gpus // request.launch.here_gpus, 1) if gpus else max(request.max_concurrency, cores())
 
 
 def show(result: m.SweepResult, request: m.SweepRequest, folder: Path) -> int:
@@ -162,7 +164,6 @@ async def _coordinate(given: m.CoordinatorWorkflowInput, name: str, folder: Path
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
         )
-        print(
-            f"{m.counted(len(given.configs), 'configuration')}, {trials} at a time; Temporal's page: {here.page}/namespaces/default/workflows/{place}"
-        )
+        count, page = m.counted(len(given.configs), "configuration"), f"{here.page}/namespaces/default/workflows/{place}"
+        print(f"{count}, {trials} at a time; Temporal's page: {page}")
         return list(await watching.outcome(handle))

@@ -63,8 +63,8 @@ async def _look(client: Client, experiment_id: str) -> views.View:
 def _line(folder: Path, experiment_id: str, with_client: WithClient) -> str:
     done = results.read_result(folder / experiment_id)
     if done:
-        best = done[1].best_score
-        return f"{experiment_id}: ended, {m.counted(done[1].trials, 'trial')}, best {done[1].metric} {'none' if best is None else f'{best:.4f}'}"
+        best = "none" if done[1].best_score is None else f"{done[1].best_score:.4f}"
+        return f"{experiment_id}: ended, {m.counted(done[1].trials, 'trial')}, best {done[1].metric} {best}"
     try:
         return views.lines_of(with_client(lambda client: _look(client, experiment_id)), width=200)[0]
     except (Unreachable, BadRun):

@@ -62,8 +62,15 @@ class Trials:
     """Runs trials on this machine, each as a launch; `launch` can be replaced to see what is asked of it."""
 
     def __init__(
-        self, folder: SharedFolder, worker: str, reservations: Reservations | None = None, launch: Launch = launches.launch
+        self,
+        folder: SharedFolder,
+        worker: str,
+        reservations: Reservations | None = None,
+        launch: Launch = launches.launch,
+        cores_each: int | None = None,
     ) -> None:
+        """`cores_each`: CPU cores for a trial without a GPU; None: all, as for any launch."""
+        self._cores_each = cores_each
         self._folder = folder
         self._worker = worker
         self._reservations = reservations or Reservations()
@@ -129,7 +136,7 @@ class Trials:
                     trial.output,
                     lambda: trial.tick("training"),
                     held=(trial.lease.lock, *hold.claim.locks),
-                    environment=launch_environment(hold.claim),
+                    environment=launch_environment(hold.claim, self._cores_each),
                 )
             )
         finally:

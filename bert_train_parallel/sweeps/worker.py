@@ -57,13 +57,29 @@ def make_workers(client: Client, roles: Sequence[str], trials: int, host: str, a
     return workers
 
 
-async def work(client: Client, folder: SharedFolder, roles: Sequence[str], trials: int | None = None, host: str | None = None) -> None:
-    """Serve until SIGTERM or SIGINT; trials under way then end and go on elsewhere."""
+async def work(
+    client: Client,
+    folder: SharedFolder,
+    roles: Sequence[str],
+    trials: int | None = None,
+    host: str | None = None,
+    cores_each: int | None = None,
+) -> None:
+    """Serve until SIGTERM or SIGINT; trials under way then end and go on elsewhere.
+
+    Args:
+        trials: at a time; None: one for each GPU.
+        cores_each: CPU cores for each trial that trains without a GPU; None: an equal part of this machine's. Where
+            OMP_NUM_THREADS is set it stands.
+    """
     host = host or socket.gethostname()
     at_once = trials or max(count_here(), 1)
-    if not count_here():  # trials side by side share the cores, instead of each taking all of them
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(cores() // at_once, 1)))
-    activities = Activities(folder, worker_name(host), client)
+    share = None if "OMP_NUM_THREADS" in os.environ else cores_each or max(cores() // at_once, 1)
+    if share and not count_here():  # for evaluations and pages, which run beside trials
+        os.environ["OMP_NUM_THREADS"] = str(share)
+    if share and share < cores():
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # idle threads that spin would take the cores of other trials
+    activities = Activities(folder, worker_name(host), client, cores_each=share)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,6 +1,6 @@
 """kill -9 of anything at any time, over sweeps of real trainings: the same leaderboard, every trial once, no process left.
 
-`LONG_CHAOS=1` makes it thirty kills over twelve trials, and prints how soon trials went on; CHAOS_SEED draws other kills.
+`LONG_CHAOS=1` makes it thirty kills over twelve trials, and prints and bounds how soon trials went on; CHAOS_SEED draws other kills.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -24,18 +25,24 @@ import pytest
 from bert_train_parallel.progress import read_events
 from bert_train_parallel.sweeps import lease
 from bert_train_parallel.sweeps.cli import main
+from bert_train_parallel.sweeps.launches import Tail
+from bert_train_parallel.sweeps.training import HEARTBEAT
 
 from .seen import leaderboard, left_over
 
 LONG = bool(os.environ.get("LONG_CHAOS"))
 TRIALS, KILLS = (12, 30) if LONG else (3, 4)
+ROWS, EPOCHS = (300, 6) if LONG else (120, 3)
+MOMENT_S = 1.0 if LONG else 0.2  # after a step that a kill has waited for, at most
 KINDS = ("worker", "server", "launcher", "rank", "command", "all")
+PROGRESS = "bert_runs/*/*_progress.jsonl"
+AGAIN_S = HEARTBEAT.total_seconds() + 2  # from a kill to the next attempt's start
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600 if LONG else 280)]
 
 
 def sweep_file(folder: Path, source: Path, model: Path) -> Path:
-    tuned = {"model_name": str(model), "dataset_name": str(source), "num_epochs": 3, "batch_size": 8, "use_gpu": False}
+    tuned = {"model_name": str(model), "dataset_name": str(source), "num_epochs": EPOCHS, "batch_size": 8, "use_gpu": False}
     settings = {"checkpoint_every": 4, "log_every": 1, "export": False, "keep_checkpoints": 1}
     content = {
         "experiment_id": "chaos",
@@ -77,14 +84,34 @@ def below(process: subprocess.Popen[bytes]) -> dict[str, list[psutil.Process]]:
     return found
 
 
+def runs_of(process: psutil.Process) -> set[str]:
+    """The runs that a process, and all below it, train."""
+    found: set[str] = set()
+    with contextlib.suppress(psutil.Error):
+        for one in [process, *process.children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                found |= set(re.findall(r"/bert_runs/([^/ ]+)/settings", " ".join(one.cmdline())))
+    return found
+
+
+@dataclass(frozen=True)
+class Kill:
+    """What was killed when, after which event of a training, and the trainings that ended with it."""
+
+    kind: str
+    at: float  # seconds since 1970
+    after: str  # empty: at a random time
+    interrupted: tuple[str, ...]
+
+
 @dataclass
 class Disturbed:
-    """A sweep under kills; `times` says when what was killed."""
+    """A sweep under kills: two of three wait until a training is in mid course, the third comes at a random time."""
 
     path: Path
     folder: Path
     rng: random.Random
-    times: list[tuple[str, float]] = field(default_factory=list)
+    kills: list[Kill] = field(default_factory=list)
 
     def run(self, kills: int) -> None:
         process = start(self.path, self.folder)
@@ -93,32 +120,69 @@ class Disturbed:
                 if process.poll() is not None:
                     assert process.returncode == -signal.SIGKILL, self.folder.with_suffix(".log").read_text()[-2000:]
                     process = start(self.path, self.folder)
-                self._wait(process, self.rng.uniform(1.0, 6.0))
-                if process.poll() is None and len(self.times) < kills:
-                    self._kill(process)
+                if len(self.kills) == kills or len(self.kills) % 3 == 2:
+                    after = self._wait(process, self.rng.uniform(1.0, 6.0))
+                else:
+                    after = self._wait_for_a_step(process)
+                if process.poll() is None and len(self.kills) < kills:
+                    self._kill(process, after)
         finally:
             process.kill()
             process.wait()
 
-    def _wait(self, process: subprocess.Popen[bytes], seconds: float) -> None:
+    def _wait(self, process: subprocess.Popen[bytes], seconds: float) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(seconds)
+        return ""
 
-    def _kill(self, process: subprocess.Popen[bytes]) -> None:
+    def _wait_for_a_step(self, process: subprocess.Popen[bytes]) -> str:
+        """Until all that was interrupted has begun again, and a training has done a step, and a moment longer; says which one."""
+        deadline = time.monotonic() + 60
+        tails = {path: Tail(path) for path in self.folder.glob(PROGRESS)}
+        for tail in tails.values():
+            tail.read()
+        while process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+            for path in self.folder.glob(PROGRESS):
+                steps = [event.step for event in tails.setdefault(path, Tail(path)).read() if event.kind == "step"]
+                if steps and not self._has_to_begin_again():
+                    time.sleep(self.rng.uniform(0.0, MOMENT_S))
+                    return f"{path.parent.name} step {steps[-1]}"
+        return ""
+
+    def _has_to_begin_again(self) -> bool:
+        runs = {run: kill.at for kill in self.kills for run in kill.interrupted}
+        return any(next_start(self.folder, run, at) is None and not is_finished(self.folder, run) for run, at in runs.items())
+
+    def _kill(self, process: subprocess.Popen[bytes], after: str) -> None:
         kind = self.rng.choice(KINDS)
         known = below(process)
         victims: list[Any] = [process] if kind in ("command", "all") else []
         if kind == "all":
             victims += [one for found in known.values() for one in found]
         elif kind != "command":
-            victims = [self.rng.choice(known[kind])] if known.get(kind) else []
+            found = known.get(kind, [])
+            of_this_training = [one for one in found if after.partition(" ")[0] in runs_of(one)] if kind in ("launcher", "rank") else []
+            victims = [self.rng.choice(of_this_training or found)] if found else []
+        ended = {"server": [], "launcher": victims, "rank": victims}.get(kind, known.get("rank", []))
+        interrupted = {run for one in ended for run in runs_of(one)}
+        at = time.time()
         for victim in victims:
             with contextlib.suppress(psutil.Error):
                 victim.kill()
         if victims:
-            self.times.append((kind, time.time()))
+            self.kills.append(Kill(kind, at, after, tuple(sorted(interrupted))))
         if kind in ("command", "all"):
             process.wait()
+
+
+def is_finished(folder: Path, run: str) -> bool:
+    return any((folder / "bert_runs" / run).glob("*_RESULT.json"))
+
+
+def next_start(folder: Path, run: str, at: float) -> float | None:
+    """When the first attempt after a moment began."""
+    return min((one.began for one in lease.attempts(folder / "bert_runs" / run) if one.began > at), default=None)
 
 
 def spans(run: Path) -> Iterator[tuple[int, list[int]]]:
@@ -150,7 +214,7 @@ def check_steps(run: Path, planned: int) -> int:
 
 
 def test_a_sweep_under_kills_finds_what_an_undisturbed_one_finds(tiny_model: Path, write_csv: Callable[..., Path], tmp_path: Path) -> None:
-    path = sweep_file(tmp_path, write_csv(120), tiny_model)
+    path = sweep_file(tmp_path, write_csv(ROWS), tiny_model)
     calm, rough = tmp_path / "calm", tmp_path / "rough"
     began = time.monotonic()
     process = start(path, calm)
@@ -158,7 +222,9 @@ def test_a_sweep_under_kills_finds_what_an_undisturbed_one_finds(tiny_model: Pat
     calm_s = time.monotonic() - began
     disturbed = Disturbed(path, rough, random.Random(int(os.environ.get("CHAOS_SEED", "1"))))
     disturbed.run(KILLS)
-    assert disturbed.times, "the sweep was over before anything was killed"
+    rough_s = time.monotonic() - began - calm_s
+    assert len(disturbed.kills) >= (KILLS if LONG else 1), "the sweep was over before all kills"
+    assert 2 * sum(bool(kill.after) for kill in disturbed.kills) >= len(disturbed.kills), disturbed.kills
     assert leaderboard(rough / "chaos") == leaderboard(calm / "chaos")
     again = 0
     for row in leaderboard(rough / "chaos"):
@@ -171,18 +237,33 @@ def test_a_sweep_under_kills_finds_what_an_undisturbed_one_finds(tiny_model: Pat
     assert left_over(rough) == []
     Path(json.loads(path.read_text())["base"]["fine_tune_config"]["dataset_name"]).unlink()
     assert main(["rerun", "chaos", "0", "--output_dir", str(rough)]) == 0  # the same predictions, from history and snapshot alone
+    report(disturbed, calm_s, rough_s, again)
     if LONG:
-        report(disturbed, calm_s, time.monotonic() - began - calm_s, again)
+        assert max(waits_of(disturbed).values()) <= AGAIN_S
+
+
+def waits_of(disturbed: Disturbed) -> dict[tuple[Kill, str], float]:
+    """Seconds from each kill to the next start of each training that ended with it; without those that another kill overtook."""
+    found = {}
+    for kill in disturbed.kills:
+        for run in kill.interrupted:
+            begun = next_start(disturbed.folder, run, kill.at)
+            if begun is not None and not any(kill.at < other.at < begun for other in disturbed.kills):
+                found[kill, run] = begun - kill.at
+    return found
 
 
 def report(disturbed: Disturbed, calm_s: float, rough_s: float, again: int) -> None:
-    """What a run of the long version measured."""
-    waits: list[float] = []
-    begun = sorted(one.began for run in (disturbed.folder / "bert_runs").iterdir() for one in lease.attempts(run) if one.began)
-    for kind, at in disturbed.times:
-        later = [began - at for began in begun if began > at]
-        if kind == "worker" and later:
-            waits.append(later[0])
-    kinds = {kind: sum(kind == one for one, _ in disturbed.times) for kind in KINDS}
-    print(f"\n{len(disturbed.times)} kills {kinds}; {calm_s:.0f} s undisturbed, {rough_s:.0f} s under kills; {again} steps trained again")
-    print("from the kill of a worker to the next attempt's start:", ", ".join(f"{wait:.1f} s" for wait in sorted(waits)))
+    """What was measured: a long version has enough of it to say something."""
+    waits = waits_of(disturbed)
+    longest = max(waits.values(), default=0.0)
+    kinds = {kind: sum(kind == kill.kind for kill in disturbed.kills) for kind in KINDS}
+    print(f"\n{len(disturbed.kills)} kills {kinds}, {sum(bool(kill.after) for kill in disturbed.kills)} of them after a step of a training")
+    print(f"{calm_s:.0f} s undisturbed, {rough_s:.0f} s under kills; {again} steps trained again")
+    print(f"{len(waits)} times from a kill to the next attempt's start, at most {longest:.1f} s (bound {AGAIN_S:g} s):")
+    for number, kill in enumerate(disturbed.kills, 1):
+        shown = []
+        for run in kill.interrupted:
+            ended = "another kill came first" if next_start(disturbed.folder, run, kill.at) else "had finished"
+            shown.append(f"{run} {waits[kill, run]:.1f} s" if (kill, run) in waits else f"{run} {ended}")
+        print(f"{number:3} {kill.kind:8} {kill.after or 'at a random time':24} {', '.join(shown) or 'no training ended'}")

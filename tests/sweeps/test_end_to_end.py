@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from bert_train_parallel.launching.environment import cores
 from bert_train_parallel.sweeps.cli import main
 
 from .seen import leaderboard, left_over
@@ -78,6 +80,8 @@ def test_a_ladder_of_the_same_seed_finds_the_same_and_goes_on_from_what_was_trai
     assert {row["run_id"]: predictions(one, row["run_id"]) for row in rows} == {
         row["run_id"]: predictions(other, row["run_id"]) for row in rows
     }
+    threads = [json.loads(path.read_text())["world"]["threads"] for path in one.glob("bert_runs/*/*_RESULT.json")]
+    assert threads == [int(os.environ.get("OMP_NUM_THREADS", max(cores() // 2, 1)))] * len(rows)  # two trials at a time
     promoted = [row for row in rows if row["promoted_from"]]
     assert [row["rung"] for row in promoted] == ["1"]
     assert all(0 < int(row["first_step"]) < int(row["steps"]) for row in promoted)

@@ -10,12 +10,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 from temporalio.testing import ActivityEnvironment
 
-from bert_train_parallel.sweeps import lease, trials
+from bert_train_parallel.sweeps import launches, lease, trials
 from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps.activities import Activities
 from bert_train_parallel.sweeps.folder import SharedFolder
@@ -66,6 +67,18 @@ def test_a_trial_that_has_a_result_is_never_trained_again(folder: SharedFolder, 
     again = run(folder, ask())
     assert again == first
     assert len(lease.attempts(folder.run("mine"))) == 1
+
+
+def test_the_ranks_of_a_trial_without_a_gpu_share_its_cores(folder: SharedFolder, ask: Callable[..., m.BertFineTuneRequest]) -> None:
+    seen: list[dict[str, str] | None] = []
+
+    async def launched(*given: Any, environment: dict[str, str] | None = None, **more: Any) -> Any:
+        seen.append(environment)
+        return await launches.launch(*given, environment=environment, **more)
+
+    own = Trials(folder, "tester", launch=launched, cores_each=4)
+    asyncio.run(own.run(ask(launch={"here_gpus": 2, "grace_s": 1}), lambda beat: None))
+    assert seen == [None, {"OMP_NUM_THREADS": "2"}]  # the store is made first, by one process
 
 
 def test_two_trials_that_ask_for_the_same_are_trained_once(folder: SharedFolder, ask: Callable[..., m.BertFineTuneRequest]) -> None:
