@@ -285,9 +285,12 @@ def _with_client(arguments: argparse.Namespace, body: Callable[[Client], Awaitab
                 server.stop()
         try:
             client = await connect(found.grpc if found else arguments.address, arguments.namespace or ("default" if found else None))
-        except Unreachable as error:
+        except Unreachable:
             if not found and not arguments.address and not is_configured():
-                raise Unreachable(f"{arguments.output_dir} has no server (--output_dir names another folder). {error}") from None
+                raise Unreachable(
+                    f"{arguments.output_dir} has no server: no sweep was run there. bert_sweep run FILE runs one; --output_dir names "
+                    "another folder, --address another server, and bert_sweep server starts one alone."
+                ) from None
             if not found:
                 raise
             raise Unreachable(

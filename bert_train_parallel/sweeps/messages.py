@@ -555,11 +555,14 @@ def counted(count: int, noun: str) -> str:
 def first_problem(error: ValidationError) -> str:
     """Where and what the first thing is that a user got wrong.
 
-    >>> try:
-    ...     SweepRequest.model_validate({"experiment_id": "x", "base": {"fine_tune_config": {"num_epochs": 0}}})
-    ... except ValidationError as error:
-    ...     print(first_problem(error))
+    >>> for changes in ({"base": {"fine_tune_config": {"num_epochs": 0}}}, {"ladder": {"stages": []}}, {"num_trials": "many"}):
+    ...     try:
+    ...         SweepRequest.model_validate({"experiment_id": "x", "base": {"fine_tune_config": {}}, **changes})
+    ...     except ValidationError as error:
+    ...         print(first_problem(error))
     base.fine_tune_config.num_epochs: 0: should be greater than or equal to 1
+    ladder.stages: should have at least 1 item, not 0
+    num_trials: 'many': should be a valid integer
     """
     first = error.errors()[0]
     tags = {"float", "int", "choice"}
@@ -574,4 +577,5 @@ def first_problem(error: ValidationError) -> str:
 
 
 def _first_words(error: ValidationError) -> str:
-    return re.sub(r"^(Value error, |Input )", "", str(error.errors()[0]["msg"]))
+    words = re.sub(r"^(Value error, |Input |(Tuple|List|Dictionary) (?=should have))", "", str(error.errors()[0]["msg"]))
+    return re.sub(r" after validation|, unable to parse string as an? \w+", "", words)

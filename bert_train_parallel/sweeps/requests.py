@@ -21,7 +21,9 @@ def read_sweep(path: Path) -> SweepRequest:
     Raises:
         BadSetting: no such file, not JSON, or a field that cannot be; the sentence names file and field.
     """
-    found = _read(path)
+    found = _read(path, "random")
+    if "configs" in found and "base" not in found:
+        raise BadSetting(f"{path} holds several configurations, and no sweep. Type bert_sweep coordinate {path}.")
     if "experiment_id" not in found:
         found["experiment_id"] = path.stem
     if found.get("so_far") is not None:
@@ -33,8 +35,10 @@ def read_sweep(path: Path) -> SweepRequest:
 
 def read_configurations(path: Path) -> CoordinatorWorkflowInput:
     """Several configurations from a file; raises as `read_sweep` does."""
-    found = _read(path)
-    for config in found.get("configs", ()):
+    found = _read(path, "coordinate")
+    if "base" in found and "configs" not in found:
+        raise BadSetting(f"{path} holds a sweep, and no configurations to be trained as they are. Type bert_sweep run {path}.")
+    for config in found["configs"] if isinstance(found.get("configs"), list) else ():
         if isinstance(config, dict):
             _place(config.get("fine_tune_config"), path)
             _place(config.get("evaluation_config"), path)
@@ -69,17 +73,17 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, kind: str) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise BadSetting(f"{path}: there is no such file. `bert_sweep example random > {path}` writes one to begin with.") from None
+        raise BadSetting(f"{path}: there is no such file. `bert_sweep example {kind} > {path}` writes one to begin with.") from None
     except IsADirectoryError:
         raise BadSetting(f"{path} is a folder. Name the JSON file of the sweep.") from None
     except (OSError, ValueError) as error:
         raise BadSetting(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(found, dict):
-        raise BadSetting(f"{path} holds a {type(found).__name__}; an object is expected. `bert_sweep example random` shows one.")
+        raise BadSetting(f"{path} holds a {type(found).__name__}; an object is expected. `bert_sweep example {kind}` shows one.")
     return found
 
 
@@ -101,4 +105,5 @@ def _checked(model: type[Model], found: dict[str, Any], path: Path) -> Model:
     try:
         return model.model_validate(found)
     except ValidationError as error:
-        raise BadSetting(f"{path}: {first_problem(error)}.") from None
+        words = first_problem(error)
+        raise BadSetting(f"{path}: {words}{'' if words.endswith('?') else '.'}") from None

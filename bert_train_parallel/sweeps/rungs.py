@@ -57,9 +57,8 @@ def rungs_of(ladder: Ladder, trials: int) -> tuple[Rung, ...]:
         new = stage.new if stage.new is not None else (0 if number == last and number else trials >> number)
         rungs.append(Rung(number, epochs, cap, keep, new))
         if number and epochs <= rungs[-2].epochs:
-            raise ValueError(
-                f"stage {number + 1} has {epochs} epochs after {rungs[-2].epochs}; each stage trains longer than the one before"
-            )
+            before = f"{rungs[-2].epochs} on the one before"
+            raise ValueError(f"stage {number + 1} has {epochs} epoch{'s' * (epochs != 1)}, after {before}; each stage trains longer")
         if number and cap is not None and (rungs[-2].max_train_samples is None or rungs[-2].max_train_samples > cap):
             raise ValueError(f"stage {number + 1} has fewer samples ({cap:,}) than the one before; each stage has as many or more")
     if not rungs[0].new:

@@ -36,7 +36,10 @@ def test_every_example_is_a_file_that_can_be_run(kind: str, hub: bool, tmp_path:
     ("content", "words"),
     [
         ("{", "cannot be read as JSON"),
-        ("[]", "an object is expected"),
+        ("[]", "an object is expected. `bert_sweep example random` shows one."),
+        ({"configs": [BASE]}, "Type bert_sweep coordinate "),
+        ({"base": BASE, "space": {"learning_rat": [1e-5, 1e-3]}}, "Did you mean learning_rate?\n"),
+        ({"base": BASE, "ladder": {"stages": [{"epochs": 2}, {"epochs": 1}]}}, "stage 2 has 1 epoch, after 2 on the one before; each"),
         ({"space": {}}, "base is missing"),
         ({"base": BASE, "num_trails": 3}, "num_trails is not a setting of a sweep"),
         ({"base": BASE, "num_trials": 0}, "num_trials: 0: should be greater than or equal to 1"),
@@ -90,6 +93,24 @@ def test_a_mistake_in_the_words_is_one_line(
     said = capsys.readouterr().err
     assert words in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[]", "an object is expected. `bert_sweep example coordinate` shows one."),
+        ({"base": BASE}, "Type bert_sweep run "),
+        ({"configs": []}, "configs: should have at least 1 item, not 0."),
+        ({"configs": 3}, "configs: 3: should be a valid list"),
+    ],
+)
+def test_a_mistake_in_a_file_of_configurations_is_one_line(
+    content: Any, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["coordinate", str(write(tmp_path, content)), "--output_dir", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert words in said
 
 
 def test_a_folder_that_cannot_be_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
