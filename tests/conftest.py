@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,12 @@ def sentence(rng: random.Random, label: str) -> str:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow tests run last, so that a mistake shows early."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def temporary_files_of_launches(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Launches that are made to fail keep what they printed in the temporary folder: here it is one that pytest removes."""
+    os.environ["TMPDIR"] = str(tmp_path_factory.mktemp("tmp"))
 
 
 @pytest.fixture(scope="session")

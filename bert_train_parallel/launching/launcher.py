@@ -61,13 +61,13 @@ def launch_node(
     except BertTrainParallelError as error:
         warn(str(error))  # at once: a master then stays a moment for nodes that come late
         error.was_said = True
+        logs.end(Failure("", None, error.kind, error.exit_code, str(error)), say, warn)
         raise
     finally:
         world.close()
     if result.first_failure is not None and not logs.have_said(result.first_failure):
         warn(result.first_failure.words)
-        logs.point_to(result.first_failure, say)
-    logs.end(result.first_failure)
+    logs.end(result.first_failure, say, warn)
     return result
 
 
@@ -159,11 +159,25 @@ class Logs:
             self._temporary = os.path.join(os.environ.get("TMPDIR") or "/tmp", f"launch-{os.urandom(6).hex()}")
         return self._temporary
 
-    def end(self, failure: Failure | None) -> None:
-        """Remove what nobody will ask for: temporary logs of a launch that ended well, and those of a mistake that was told in full."""
+    def end(self, failure: Failure | None, say: Say, warn: Say) -> None:
+        """Remove what nobody will ask for, and say where the rest is.
+
+        Removed are temporary logs of a launch that ended well or printed nothing, and those of a mistake that was told in full.
+        """
         is_mistake = failure is not None and failure.kind == "usage" and not self._request.log_dir
-        if not is_mistake and (failure is not None or self._temporary is None):
-            return
+        if is_mistake or (self._temporary is not None and (failure is None or not self._has_output())):
+            self._remove()
+        elif failure is not None:
+            self._point_to(failure, say if self._temporary is None else warn)  # a quiet launch has not named it before
+
+    def _has_output(self) -> bool:
+        for folder in self._made:
+            with os.scandir(folder) as entries:
+                if any(entry.name.endswith(".log") and entry.stat().st_size for entry in entries):
+                    return True
+        return False
+
+    def _remove(self) -> None:
         for folder in self._made:
             try:
                 for entry in os.listdir(folder):
@@ -173,11 +187,13 @@ class Logs:
             except OSError:  # another launch uses it too
                 return
 
-    def point_to(self, failure: Failure, say: Say) -> None:
-        """Say where the whole output of a rank that failed here is."""
+    def _point_to(self, failure: Failure, say: Say) -> None:
+        """Say where the whole output of a rank that failed here is; of any process, where it lies in a temporary folder."""
         log = os.path.join(self._last, f"rank_{failure.rank}.log")
         if failure.kind in ("exit", "signal") and os.path.exists(log):
             say(f"the whole output of rank {failure.rank} is in {log}")
+        elif self._temporary is not None:
+            say(f"the whole output of each process here is in {self._last}")
 
     def have_said(self, failure: Failure) -> bool:
         """Whether the one sentence of a failure has been printed by the first rank itself already."""

@@ -126,9 +126,28 @@ def test_a_script_that_is_not_ours_leaves_no_log_when_it_ends_well(launcher: Lau
     script = launcher.script("import sys; sys.exit(int(sys.argv[1]))")
     launcher.run(script, "0")
     assert list(launcher.folder.glob("launch-*")) == []
-    failed = launcher.run(script, "1")
-    log = failed.err.strip().rpartition(" ")[2]
-    assert Path(log).parent.parent.parent == launcher.folder, failed.err
+    launcher.run(script, "1")
+    assert list(launcher.folder.glob("launch-*")) == []  # it failed, and has printed nothing that is to be kept
+    (launcher.folder / launcher.script("#!/nowhere/interpreter", "program")).chmod(0o755)
+    assert "cannot be started" in launcher.run("--no_python", "./program").err
+    assert list(launcher.folder.glob("launch-*")) == []
+
+
+def test_what_a_script_that_is_not_ours_printed_before_it_failed_is_kept_and_named_by_a_quiet_launch_too(launcher: Launcher) -> None:
+    script = launcher.script("import sys; print('here I am'); sys.exit(1)")
+    failed = launcher.run("-q", script)
+    log = Path(failed.err.strip().rpartition(" ")[2])
+    assert log.read_text() == "here I am\n", failed.err
+    assert log.parent.parent.parent == launcher.folder
+
+
+def test_what_was_printed_before_a_launch_was_stopped_is_kept_and_named(launcher: Launcher) -> None:
+    launch = launcher.start(launcher.script("import time; print('here I am'); time.sleep(60)"))
+    launch.wait_for("here I am")
+    launch.process.terminate()
+    assert launch.wait() == 143
+    folder = Path(launch.err.strip().rpartition(" ")[2])
+    assert (folder / "rank_0.log").read_text() == "here I am\n", launch.err
 
 
 def test_a_port_that_is_taken_is_said_before_anything_starts(launcher: Launcher) -> None:

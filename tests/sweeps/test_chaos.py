@@ -239,24 +239,25 @@ def test_a_sweep_under_kills_finds_what_an_undisturbed_one_finds(tiny_model: Pat
     assert main(["rerun", "chaos", "0", "--output_dir", str(rough)]) == 0  # the same predictions, from history and snapshot alone
     report(disturbed, calm_s, rough_s, again)
     if LONG:
-        assert max(waits_of(disturbed).values()) <= AGAIN_S
+        assert max(seconds for seconds, _ in waits_of(disturbed).values()) <= AGAIN_S
 
 
-def waits_of(disturbed: Disturbed) -> dict[tuple[Kill, str], float]:
-    """Seconds from each kill to the next start of each training that ended with it; without those that another kill overtook."""
+def waits_of(disturbed: Disturbed) -> dict[tuple[Kill, str], tuple[float, int]]:
+    """For each kill and training that ended with it: seconds to its next start from the last kill before that, and that one's number."""
     found = {}
     for kill in disturbed.kills:
         for run in kill.interrupted:
             begun = next_start(disturbed.folder, run, kill.at)
-            if begun is not None and not any(kill.at < other.at < begun for other in disturbed.kills):
-                found[kill, run] = begun - kill.at
+            if begun is not None:
+                last = max(number for number, other in enumerate(disturbed.kills) if other.at < begun)
+                found[kill, run] = begun - disturbed.kills[last].at, last + 1
     return found
 
 
 def report(disturbed: Disturbed, calm_s: float, rough_s: float, again: int) -> None:
     """What was measured: a long version has enough of it to say something."""
     waits = waits_of(disturbed)
-    longest = max(waits.values(), default=0.0)
+    longest = max((seconds for seconds, _ in waits.values()), default=0.0)
     kinds = {kind: sum(kind == kill.kind for kill in disturbed.kills) for kind in KINDS}
     print(f"\n{len(disturbed.kills)} kills {kinds}, {sum(bool(kill.after) for kill in disturbed.kills)} of them after a step of a training")
     print(f"{calm_s:.0f} s undisturbed, {rough_s:.0f} s under kills; {again} steps trained again")
@@ -264,6 +265,7 @@ def report(disturbed: Disturbed, calm_s: float, rough_s: float, again: int) -> N
     for number, kill in enumerate(disturbed.kills, 1):
         shown = []
         for run in kill.interrupted:
-            ended = "another kill came first" if next_start(disturbed.folder, run, kill.at) else "had finished"
-            shown.append(f"{run} {waits[kill, run]:.1f} s" if (kill, run) in waits else f"{run} {ended}")
+            seconds, last = waits.get((kill, run), (0.0, 0))
+            since = f" after kill {last}, which came first" if last != number else ""
+            shown.append(f"{run} {seconds:.1f} s{since}" if last else f"{run} had finished")
         print(f"{number:3} {kill.kind:8} {kill.after or 'at a random time':24} {', '.join(shown) or 'no training ended'}")
