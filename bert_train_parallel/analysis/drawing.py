@@ -173,9 +173,19 @@ def _laid_out(named: tuple[str, str, Figure]) -> tuple[str, str, Figure]:
 
 
 def _saved(figure: Figure, kind: str) -> bytes:
+    """The file of a figure that is laid out: by its canvas, since savefig would lay it out once more for each file."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     file = io.BytesIO()
-    metadata = {"Date": None} if kind == "svg" else {"Software": None}
-    figure.savefig(file, format=kind, dpi=130, metadata=metadata)
+    canvas: Any  # matplotlib's methods have no types
+    if kind == "svg":
+        canvas = FigureCanvasSVG(figure)
+        canvas.print_svg(file, metadata={"Date": None})
+    else:
+        figure.dpi = 130
+        canvas = FigureCanvasAgg(figure)
+        canvas.print_png(file, metadata={"Software": None})
     return file.getvalue()
 
 

@@ -13,6 +13,7 @@ from bert_train_parallel.errors import BadSetting, BadSource
 from bert_train_parallel.rank import Rank
 from bert_train_parallel.run_files import RunFiles, name_given, run_files
 from bert_train_parallel.training import refusals, runs
+from bert_train_parallel.training.imports import libraries
 from bert_train_parallel.training.reporter import Reporter
 from bert_train_parallel.training.samples import check_settings
 
@@ -44,11 +45,16 @@ def train(source: str | Path, config: TrainConfig | None = None, *, quiet: bool 
             result = _finished(store, named, config, reporter)
             if result is not None:
                 return result
-        from bert_train_parallel.training.run import run_rank  # torch
+        with libraries():
+            from bert_train_parallel.training.run import run_rank  # torch
 
-        return run_rank(
-            lambda: store or _prepared(source, config, None, lambda content: check_settings(config, content)), named, config, rank, reporter
-        )
+            return run_rank(
+                lambda: store or _prepared(source, config, None, lambda content: check_settings(config, content)),
+                named,
+                config,
+                rank,
+                reporter,
+            )
     finally:
         reporter.close()
 

@@ -16,6 +16,7 @@ from bert_train_parallel.errors import BertTrainParallelError, run_command
 from bert_train_parallel.processes import end_with
 from bert_train_parallel.rank import Rank
 from bert_train_parallel.training.api import prepare, train
+from bert_train_parallel.training.imports import leave_out_unused
 
 _NAME = "bert_train_parallel"
 _FIRST_SPEAKS_S = 1.5  # a node's first rank fails alike in most cases, and says it; the launcher then ends this one
@@ -38,6 +39,7 @@ def _run(argv: Sequence[str] | None) -> int:
     arguments = parser.parse_args(argv)
     config = read_settings(TrainConfig, arguments)
     if not arguments.preponly:
+        leave_out_unused()
         train(arguments.source, config)
     elif Rank.from_environ().is_first_of_node:
         prepare(arguments.source, config, output_dir=config.output_dir).close()
