@@ -250,11 +250,7 @@ def _parser() -> argparse.ArgumentParser:
     here.add_argument(
         "--device", choices=("auto", "cuda", "mps", "cpu"), default="auto", help="default: GPUs where there are any, else CPU"
     )
-    here.add_argument(
-        "--log_dir",
-        metavar="FOLDER",
-        help="the output of each rank (default: beside the run, or a temporary folder, which goes unless the launch fails)",
-    )
+    here.add_argument("--log_dir", metavar="FOLDER", help="the output of each rank (default: beside the run, or a temporary folder)")
     here.add_argument(
         "--grace", type=_seconds(0), default=5.0, metavar="S", help="seconds between asking a process to end and killing it (5)"
     )
