@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
 
@@ -46,8 +47,19 @@ tokens.train_test_split(0.1, seed=0).save_to_disk(sys.argv[2] + "/tokens")
 """
 
 
-def write_texts(path: Path, rows: int, seed: int = 0) -> None:
-    """Texts with labels whose lengths and words are spread as in real ones."""
+def write_texts(
+    path: Path,
+    rows: int,
+    seed: int = 0,
+    words_e: float = 2.6,
+    spread: float = 0.8,
+    labels: Sequence[str] = ("left", "right", "neutral"),
+) -> None:
+    """Texts with labels whose lengths and words are spread as in real ones.
+
+    Args:
+        words_e, spread: mean and deviation of the natural logarithm of a text's words; about 1.3 tokens each.
+    """
     from bert_train_parallel.data.hub_files import model_file
     from bert_train_parallel.model_names import locate_model
 
@@ -60,12 +72,12 @@ def write_texts(path: Path, rows: int, seed: int = 0) -> None:
         writer = csv.writer(file)
         writer.writerow(["text", "label"])
         for _ in range(rows):
-            length = max(1, round(rng.lognormvariate(2.6, 0.8)))  # in words; about 1.3 tokens each
+            length = max(1, round(rng.lognormvariate(words_e, spread)))
             text = rng.choices(words, cum_weights=weights, k=length)
             for place in range(length):
                 if rng.random() < 0.04:
                     text[place] = f"@{rng.choice(words)}{rng.randrange(10**6)}"
-            writer.writerow([" ".join(text).capitalize(), rng.choice(["left", "right", "neutral"])])
+            writer.writerow([" ".join(text).capitalize(), rng.choice(labels)])
 
 
 def proportional_memory(group: int) -> int:

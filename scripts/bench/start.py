@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """From command to the end of the first optimizer step, beside Hugging Face Trainer; and from command to the analysis of a run.
 
-    scripts/bench/start.py --source train.tsv                 # a CSV, or a .tsv of text and label without a header
-    scripts/bench/start.py --rows 1000000 --rounds 1          # made-up texts, as in preparation.py
+    scripts/bench/start.py --source train.tsv                           # a CSV, or a .tsv of text and label without a header
+    scripts/bench/start.py --rows 1000000 --rounds 1 --only dynamic     # made-up texts, as in preparation.py
 
 Each round runs all sides by turns: ours without a store, so that the CSV is read and tokenised; ours again, with the store of
 the first; Trainer, which reads the CSV and tokenises it with `datasets.map`, in two of its settings. The clock of ours begins
@@ -58,11 +58,13 @@ def main() -> int:
     parser.add_argument("--source", type=Path, help="texts to start on; made-up ones when left out")
     parser.add_argument("--rows", type=int, default=20_000, help="how many texts to make up")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="*", choices=list(PEERS.values()), help="Trainer's settings to run; all when left out")
     args = parser.parse_args()
 
     from bert_train_parallel.model_names import locate_model
 
     model = Path(locate_model("minilm"))
+    peers = {name: setting for name, setting in PEERS.items() if args.only is None or setting in args.only}
     found: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -78,14 +80,14 @@ def main() -> int:
                 WARM: partial(ours, folder, place, "later"),
                 PLAIN: partial(analysed, folder, result, []),
                 CHARTS: partial(analysed, folder, result, ["--charts"]),
-                **{name: partial(peer, folder, model, setting) for name, setting in PEERS.items()},
+                **{name: partial(peer, folder, model, setting) for name, setting in peers.items()},
             }
             for name, run in sides.items():
                 found.setdefault(name, []).append(run())
                 print(f"round {number + 1}  {name:30} {found[name][-1]}", flush=True)
 
     medians = {name: {key: statistics.median(run[key] for run in runs) for key in runs[0]} for name, runs in found.items()}
-    for name in (*PEERS, COLD):
+    for name in (*peers, COLD):
         medians[name]["over_later_start"] = medians[name]["first_step_s"] / medians[WARM]["first_step_s"]
     print()
     for name, row in medians.items():
