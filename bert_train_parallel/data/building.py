@@ -90,10 +90,11 @@ def _samples(sources: Sequence[Source], draft: Draft, say: Say) -> Iterator[Samp
 
 def _check_bad_lines(source: Source, good: int) -> None:
     most = source.config.max_bad_rows
+    flags = "--text, --label and --delimiter" if "delimiter" in source.table.read_as else "--text and --label"
     if source.bad.total > most * (good + source.bad.total):
         raise BadSource(
             f"{source.name}: {source.bad}, of {spaced(good + source.bad.total)}, cannot be used; at most {100 * most:g} % may be bad. "
-            "Check --text, --label and --delimiter, or allow more with --max_bad_rows."
+            f"Check {flags}, or allow more with --max_bad_rows."
         )
     if not good:
         raise BadSource(f"{source.name} has no {source.table.unit} with text and label.")

@@ -154,4 +154,9 @@ def _count(table: Table) -> str:
 
 def _hint(table: Table) -> str:
     first = " | ".join(shown(_cell(cell), 24) for cell in table.look[0])
-    return f"Its first line of data reads: {first}. Name what separates its columns with --delimiter."
+    todo = (
+        "Name what separates its columns with --delimiter."
+        if "delimiter" in table.read_as
+        else "What stands inside of other values is not looked at: write text and label side by side."
+    )
+    return f"Its first {table.unit} of data reads: {first}. {todo}"

@@ -28,6 +28,8 @@ _NO_DELIMITER = "\x1f"  # one column: a letter that text does not have
 _MOST_LETTERS = 64_000_000  # of a record, unless cells may be that long; more is a quote that never closes
 _END = "\ue000 end of file \ue000"  # a line of our own behind the last, to see whether a quote is still open there
 
+_SEPARATOR_LINE = re.compile(r'"?sep=([^\r\n"])"?(\r\n|\r|\n)', re.IGNORECASE)  # Excel's own, before the header
+
 csv.field_size_limit(2**31 - 1)  # the length of cells is checked by --max_cell_bytes, which can be said in a sentence
 
 
@@ -58,9 +60,13 @@ def open_delimited(file: TextFile, name: str, config: DataConfig) -> Table:
     with file.open() as text:
         beginning = text.read(_BEGINNING)
         whole = not text.read(1)
-    form = find_form(beginning, whole, config)
+    told = _SEPARATOR_LINE.match(beginning)
+    if told and config.delimiter == "auto":
+        config = config.model_copy(update={"delimiter": told[1]})
+    before = 1 if told else 0  # lines that are not of the table
+    form = find_form(beginning[told.end() :] if told else beginning, whole, config)
     look: list[Cells] = [
-        row for _, row in islice(_rows(io.StringIO(beginning, newline=""), form, name, _BEGINNING, cut=not whole), LOOK) if row
+        row for _, row in islice(_rows(io.StringIO(beginning, newline=""), form, name, _BEGINNING, before, cut=not whole), LOOK) if row
     ]
     header = look.pop(0) if form.header and look else None
     width = len(header) if header else Counter(map(len, look)).most_common(1)[0][0] if look else 0
@@ -70,7 +76,7 @@ def open_delimited(file: TextFile, name: str, config: DataConfig) -> Table:
         columns=columns,
         named=header is not None,
         look=[(*row, *[""] * (width - len(row)))[:width] for row in look],
-        records=partial(_records, file, form, name, width, max(_MOST_LETTERS, 2 * config.max_cell_bytes)),
+        records=partial(_records, file, form, name, width, max(_MOST_LETTERS, 2 * config.max_cell_bytes), before),
         described=f"{'UTF-8' if file.encoding.startswith('utf-8') else file.encoding}, {form}",
         read_as={
             "encoding": file.encoding,
@@ -84,11 +90,11 @@ def open_delimited(file: TextFile, name: str, config: DataConfig) -> Table:
     return table
 
 
-def _records(file: TextFile, form: Form, name: str, width: int, most: int, wanted: Sequence[int]) -> Iterator[Record]:
+def _records(file: TextFile, form: Form, name: str, width: int, most: int, before: int, wanted: Sequence[int]) -> Iterator[Record]:
     """The wanted cells of each record."""
     pick = itemgetter(*wanted) if len(wanted) > 1 else lambda row: (row[wanted[0]],)
     with file.open() as text:
-        rows = _rows(text, form, name, most)
+        rows = _rows(text, form, name, most, before)
         if form.header:
             next((row for _, row in rows if row), None)
         for line, row in rows:
@@ -103,10 +109,12 @@ def _records(file: TextFile, form: Form, name: str, width: int, most: int, wante
 class _Lines:
     """The lines of a file one by one, with a line of our own at the end; counts what the record at hand has taken."""
 
-    def __init__(self, text: Any, name: str, most: int, cut: bool) -> None:
-        self.number = 0  # lines handed out
+    def __init__(self, text: Any, name: str, most: int, before: int, cut: bool) -> None:
+        for _ in range(before):
+            text.readline()
+        self.number = before  # lines read
         self.letters = 0  # of the record at hand
-        self.first = 1  # its first line
+        self.first = before + 1  # its first line
         self._text, self._name, self._most, self._cut = text, name, most, cut
 
     def __iter__(self) -> Iterator[str]:
@@ -123,19 +131,20 @@ class _Lines:
             yield _END
 
 
-def _rows(text: Any, form: Form, name: str, most: int, cut: bool = False) -> Iterator[tuple[int, list[str]]]:
+def _rows(text: Any, form: Form, name: str, most: int, before: int, cut: bool = False) -> Iterator[tuple[int, list[str]]]:
     """First line and cells of each record, none of more than `most` letters.
 
     Args:
+        before: lines to pass over.
         cut: the text is the beginning of a file, so that its last record may be half a one.
     """
-    lines = _Lines(text, name, most, cut)
+    lines = _Lines(text, name, most, before, cut)
     quoting: Any = csv.QUOTE_MINIMAL if form.quoting == "minimal" else csv.QUOTE_NONE
     reader = csv.reader(lines, delimiter=form.delimiter, quoting=quoting)
     row: list[str] = []
     try:
         for row in reader:
-            if lines.number == reader.line_num or cut:
+            if lines.number == before + reader.line_num or cut:
                 yield lines.first, row
                 lines.first, lines.letters = lines.number + 1, 0
     except csv.Error as error:

@@ -63,12 +63,9 @@ def survey(path: Path, encoding: str = "auto") -> TextFile:
             raise BadSource(f"{path} is empty. A header line and lines of texts and labels are expected.")
         if encoding != "auto":
             return _given(path, encoding)
-        for mark, name in _BOMS:
-            if beginning.startswith(mark):
-                return _given(path, name)
-        wide = _utf16_without_mark(beginning)
-        if wide:
-            return _given(path, wide)
+        marked = next((name for mark, name in _BOMS if beginning.startswith(mark)), None) or _utf16_without_mark(beginning)
+        if marked:
+            return _given(path, marked, asked=False)
         _refuse_binary(path, beginning)
         broken, letters, first, codes = _utf8_errors(path)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
@@ -97,8 +94,8 @@ def _chunks(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
-def _given(path: Path, encoding: str) -> TextFile:
-    """The encoding that was asked for, if the whole file is in it."""
+def _given(path: Path, encoding: str, asked: bool = True) -> TextFile:
+    """The encoding that was asked for, or that the file's beginning shows, if the whole file is in it."""
     try:
         decoder = codecs.getincrementaldecoder(encoding)()
         "".encode(encoding)
@@ -114,7 +111,9 @@ def _given(path: Path, encoding: str) -> TextFile:
     except UnicodeError as error:
         good = getattr(error, "object", b"")[: getattr(error, "start", 0)]
         lines += good.decode(encoding, "ignore").count("\n") if isinstance(good, bytes) else 0
-        raise BadSource(f"{path}, line {lines}: not {encoding}. Leave --encoding out to have it found, or name another.") from None
+        hint = "Leave --encoding out to have it found, or name another." if asked else "The file is damaged or cut short there."
+        why = "" if asked else ", as its beginning is"
+        raise BadSource(f"{path}, line {lines}: not {encoding.removesuffix('-sig')}{why}. {hint}") from None
     return TextFile(path, encoding)
 
 

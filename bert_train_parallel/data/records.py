@@ -33,6 +33,11 @@ def open_json(file: TextFile, name: str) -> Table:
     look = [found for _, found in islice(objects(), LOOK) if isinstance(found, dict)]
     if not look:
         raise BadSource(f'{name} has no {"entries" if is_array else "lines"} of JSON such as {{"text": "...", "label": "..."}}.')
+    if not is_array and len(look) == 1 and look[0] and all(isinstance(value, list | dict) for value in look[0].values()):
+        raise BadSource(
+            f"{name} is a single JSON object with all texts inside; one object on each line, or an array of them, is expected, such as "
+            '{"text": "...", "label": "..."}. From pandas: to_json(..., orient="records", lines=True).'
+        )
     columns = tuple(dict.fromkeys(key for found in look for key in found))
     if not columns:
         raise BadSource(f'{name} has JSON objects without keys only; such as {{"text": "...", "label": "..."}} are expected.')

@@ -83,7 +83,7 @@ class Table:
             BadSource: there is no record.
         """
         if not self.look:
-            raise BadSource(f"{self.name} has no {self.unit}s of data{' after its header' if self.named else ''}.")
+            raise BadSource(f"{self.name} has no {self.unit}s of data{' after its header' if self.named and self.unit == 'line' else ''}.")
 
 
 def spaced(number: int) -> str:

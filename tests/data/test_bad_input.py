@@ -105,6 +105,31 @@ SOURCES: dict[str, tuple[str | bytes, dict[str, Any], str]] = {
         "x.csv: 40 lines whose text is a list (1, 2, 3, 4, 5, ...)",
     ),
     "JSON objects without keys": ("{}\n{}\n", {}, "x.csv has JSON objects without keys only"),
+    "columns of JSON, as pandas writes them": (
+        '{"text": ["the dog", "the cat"], "label": ["a", "b"]}',
+        {},
+        "x.csv is a single JSON object with all texts inside; one object on each line, or an array of them, is expected",
+    ),
+    "objects in the place of texts": (
+        "".join(f'{{"text": {{"body": "the dog {number}"}}, "label": "{"ab"[number % 2]}"}}\n' for number in range(40)),
+        {},
+        "lines whose text is an object (1, 2, 3, 4, 5, ...), of 40, cannot be used; at most 10 % may be bad. Check --text and --label, or",
+    ),
+    "text and label inside of another value": (
+        "".join(f'{{"data": {{"text": "the dog {number}", "label": "{"ab"[number % 2]}"}}}}\n' for number in range(40)),
+        {},
+        "What stands inside of other values is not looked at: write text and label side by side.",
+    ),
+    "UTF-16 that is cut short": (
+        GOOD.encode("utf-16") + b"a",
+        {},
+        "x.csv, line 42: not utf-16, as its beginning is. The file is damaged or cut short there.",
+    ),
+    "an open quote after the line of Excel": (
+        "sep=;\ntext;label\n" + "".join(f"the dog {number};{'ab'[number % 2]}\n" for number in range(40)) + '"open;a\nmore;b\n',
+        {},
+        "x.csv, line 43: a quote (",
+    ),
     "broken JSON": ('{"text": "a", "label": \n{"text"\n{"te\n{"te\n', {}, "x.csv, line 4: not JSON. One object on each line is expected"),
     "a broken JSON array": ('[{"text": "a", "label": "b"}, {"te', {}, "x.csv begins as a JSON array and is none"),
     "a broken Parquet file": (b"PAR1" + bytes(100), {}, "x.csv cannot be read as Parquet"),

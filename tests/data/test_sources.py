@@ -58,6 +58,9 @@ EXPECTED = [("the dog", "good"), ("the cat", "bad"), ("the cow", "good")]
         "\ufefftext,label\nthe dog,good\nthe cat,bad\nthe cow,good\n",
         "text,label\n\nthe dog,good\n\n\nthe cat,bad\nthe cow,good\n\n",
         '"text","label"\n"the dog","good"\n"the cat","bad"\n"the cow","good"\n',
+        "sep=;\r\ntext;label\r\nthe dog;good\r\nthe cat;bad\r\nthe cow;good\r\n",
+        '"sep=,"\ntext,label\nthe dog,good\nthe cat,bad\nthe cow,good\n',
+        "text,label\rthe dog,good\rthe cat,bad\rthe cow,good\r",
         "the dog\tgood\nthe cat\tbad\nthe cow\tgood\n",
         "the dog,good,\nthe cat,bad,\nthe cow,good,\n",
         '{"text": "the dog", "label": "good"}\n\n{"text": "the cat", "label": "bad"}\n{"label": "good", "text": "the cow"}\n',
@@ -73,6 +76,11 @@ def test_one_table_in_many_spellings_reads_the_same(write: Write, content: str) 
 def test_line_numbers_are_those_of_the_file_with_newlines_in_cells(write: Write) -> None:
     path = write('text,label\n"one\ntwo\n\nthree",a\n\n"four\x85five\u2028six",b\r\nseven,a\n')
     assert [(sample.line, sample.text) for sample in read(path)] == [(2, "one\ntwo\n\nthree"), (7, "four\x85five\u2028six"), (8, "seven")]
+
+
+def test_lines_are_counted_on_behind_the_line_that_excel_reads(write: Write) -> None:
+    path = write('sep=;\ntext;label\n"one\ntwo";a\nthree;b\n')
+    assert [(sample.line, sample.text) for sample in read(path)] == [(3, "one\ntwo"), (5, "three")]
 
 
 def test_columns_are_found_by_number_without_a_header(write: Write) -> None:
