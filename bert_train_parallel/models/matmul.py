@@ -20,9 +20,11 @@ from torch.nn import functional as F
 from bert_train_parallel.errors import BadSetting
 
 Library = Literal["mkl", "onednn"]
+_MEASURE_S = 0.25  # a few rounds at least, whatever they take
 _ROUNDS = 3
-_TOKENS = 256
-_FASTER = 1.05  # by which oneDNN must be faster to be taken instead of torch's own
+_WORK = 4e9  # floating point operations of a round with one library: as many tokens as make that of the largest layer, within limits
+_TOKENS = (128, 1024)
+_FASTER = 1.02  # by which oneDNN must be faster to be taken instead of torch's own
 _FLOAT32_ERROR = 1e-5  # of the greatest value; bfloat16 errs by 4e-3, TF32 by 5e-4
 
 
@@ -42,7 +44,7 @@ class Matmul:
 
 
 def choose_matmul(asked: str, model: nn.Module) -> Matmul:
-    """The library for this model on this CPU; `auto` times both for some tens of milliseconds.
+    """The library for this model on this CPU; `auto` times both for a quarter of a second.
 
     Raises:
         BadSetting: the library that was asked for is not here, or does not compute in float32.
@@ -94,7 +96,7 @@ class _OneDnn(torch.autograd.Function):
         gradient = gradient.contiguous()
         return (
             _product(gradient, weight.t()) if to_rows else None,
-            _product(gradient.t(), rows.t()) if to_weight else None,
+            _weight_gradient(gradient, rows) if to_weight else None,
             gradient.sum(0) if to_bias else None,
         )
 
@@ -102,6 +104,11 @@ class _OneDnn(torch.autograd.Function):
 def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """rows (n, i) times weight (o, i) transposed, by oneDNN."""
     return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "none", [], "")
+
+
+def _weight_gradient(gradient: Tensor, rows: Tensor) -> Tensor:
+    """gradient (n, o) transposed times rows (n, i). MKL reads both as they lie, oneDNN would copy them first."""
+    return gradient.t().mm(rows) if torch.backends.mkl.is_available() else _product(gradient.t(), rows.t())
 
 
 def _by_onednn(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -138,12 +145,25 @@ def _error(linear: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> float:
 
 
 def _speeds(outputs: int, inputs: int) -> dict[str, float]:
-    """GFLOP/s of forward and backward with each library, by turns; the best of a few rounds, since others use the machine too."""
-    tensors = _tensors(_TOKENS, outputs, inputs)
-    upstream = torch.ones(_TOKENS, outputs)
-    best = dict.fromkeys(_LIBRARIES, float("inf"))
-    for _, (name, linear) in itertools.product(range(_ROUNDS), _LIBRARIES.items()):
+    """GFLOP/s of forward and backward with each library, by turns; the best of several rounds, since others use the machine too."""
+    fewest, most = _TOKENS
+    tokens = min(max(round(_WORK / (6 * outputs * inputs)), fewest), most)
+    # of a BERT's two large layers, one is the other transposed
+    layers = [(_tensors(tokens, o, i), torch.ones(tokens, o)) for o, i in ((outputs, inputs), (inputs, outputs))]
+
+    def seconds_of(linear: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> float:
         begin = time.perf_counter()
-        torch.autograd.grad(linear(*tensors), tensors, upstream)
-        best[name] = min(best[name], time.perf_counter() - begin)
-    return {name: 6e-9 * _TOKENS * outputs * inputs / seconds for name, seconds in best.items()}
+        for tensors, upstream in layers:
+            torch.autograd.grad(linear(*tensors), tensors, upstream)
+        return time.perf_counter() - begin
+
+    for linear in _LIBRARIES.values():  # the first time also loads and compiles
+        seconds_of(linear)
+    best = dict.fromkeys(_LIBRARIES, float("inf"))
+    ends_at = time.perf_counter() + _MEASURE_S
+    for number in itertools.count():
+        for name, linear in _LIBRARIES.items():
+            best[name] = min(best[name], seconds_of(linear))
+        if number + 1 >= _ROUNDS and time.perf_counter() > ends_at:
+            break
+    return {name: 12e-9 * tokens * outputs * inputs / seconds for name, seconds in best.items()}

@@ -51,7 +51,28 @@ def test_first_tokens_alone_see_what_they_see_among_all(window: int | None) -> N
     packing = attention.make_packing(LENGTHS, torch.device("cpu"))
     first = packing.starts[:-1].long()
     found = attention.attend(query[first], key, value, packing, 0.0, 0.3, window, first_tokens=True)
-    torch.testing.assert_close(found, one_by_one(query, key, value, window)[first], rtol=0, atol=1e-14)
+    expected = one_by_one(query, key, value, window)[first]
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
+    upstream = torch.randn_like(expected)
+    for mine, theirs in zip(
+        torch.autograd.grad(found, (query, key, value), upstream), torch.autograd.grad(expected, (query, key, value), upstream), strict=True
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("lengths", [(4,), (4, 4, 4), (1, 7, 8, 8), (1, 1, 1, 2, 50), (3, 63, 64, 65, 200)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_a_cpu_one_gathering_for_all_groups_gives_what_a_gathering_for_each_gives(lengths: tuple[int, ...], dtype: torch.dtype) -> None:
+    draw = torch.Generator().manual_seed(1)
+    query, key, value = (torch.randn(sum(lengths), 3, 16, generator=draw).to(dtype).requires_grad_() for _ in range(3))
+    packing = attention.make_packing(lengths, torch.device("cpu"))
+    tensors = (query, key, value)
+    found = attention.attend(*tensors, packing)
+    expected = attention._grouped(*tensors, packing, 0.0, None, None, False)
+    upstream = torch.randn(expected.shape, generator=draw).to(dtype)
+    torch.testing.assert_close(found, expected)
+    for mine, theirs in zip(torch.autograd.grad(found, tensors, upstream), torch.autograd.grad(expected, tensors, upstream), strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
 def test_attention_dropout_leaves_out_weights_and_keeps_the_mean() -> None:
