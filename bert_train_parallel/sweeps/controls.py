@@ -69,6 +69,7 @@ class Controls:
             running_gpu_hours=spending.running / 3600,
             budget_gpu_hours=self.board.state.budget_gpu_hours,
             may_begin=spending.may_begin,
+            gpus_each=self.board.request.launch.gpus,
         )
 
     @workflow.query
@@ -130,7 +131,8 @@ class Controls:
     def _check_stop_trial(self, number: int) -> None:
         self._not_over()
         running = sorted(key[0] for key in self.board.running)
-        _refuse(number not in running, f"trial {number} is not running; these are: {', '.join(map(str, running)) or 'none'}")
+        these = f"these are: {', '.join(map(str, running))}" if running else "none is"
+        _refuse(number not in running, f"trial {number} is not running; {these}")
 
     @workflow.update
     def add_trials(self, count: int) -> str:
@@ -163,7 +165,7 @@ class Controls:
     @set_concurrency.validator
     def _check_concurrency(self, count: int) -> None:
         self._not_over()
-        _refuse(not 1 <= count <= 1000, f"{m.counted(count, 'trial')} at a time: a number from 1 to 1000 is expected")
+        _refuse(not 1 <= count <= m.MOST_AT_ONCE, f"{m.counted(count, 'trial')} at a time: a number from 1 to {m.MOST_AT_ONCE} is expected")
 
     def _not_over(self) -> None:
         _refuse(self.over, "the sweep is over")

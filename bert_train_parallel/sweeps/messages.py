@@ -20,6 +20,7 @@ from bert_train_parallel.sweeps.space import DEFAULT_SPACE, SweepSpace
 
 TRAINING_QUEUE = "bert-training-task-queue"
 EVAL_QUEUE = "bert-eval-task-queue"
+MOST_AT_ONCE = 1000  # trials of a sweep
 
 RunId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]  # a folder's name, never a path
 Metric = Literal["accuracy", "macro_f1", "weighted_f1", "mcc", "loss", "pearson", "spearman", "mse"]
@@ -350,7 +351,7 @@ class SweepRequest(Message):
     base: CoordinatorWorkflowConfig
     space: SweepSpace = Field(default_factory=lambda: SweepSpace(DEFAULT_SPACE))
     num_trials: int = Field(default=8, ge=1)  # of a ladder: those that begin on its first rung
-    max_concurrency: int = Field(default=4, ge=1)
+    max_concurrency: int = Field(default=4, ge=1, le=MOST_AT_ONCE)
     seed: int = Field(default=42, ge=0)
     sampler: Literal["random", "grid", "tpe"] | None = None  # None: random; tpe on a ladder
     ladder: Ladder | None = None
@@ -542,6 +543,7 @@ class BudgetAnswer(Message):
     running_gpu_hours: float
     budget_gpu_hours: float | None
     may_begin: bool
+    gpus_each: int = 1  # of a trial
 
 
 def counted(count: int, noun: str) -> str:

@@ -51,6 +51,8 @@ async def export(request: ExportRequest, folder: SharedFolder, tick: Callable[[]
     write_json(place / REQUEST, sweep.model_dump(mode="json"))
     found = _for_the_page(sweep, result, trials, folder)
     write_json(place / (RESULT if is_over else SO_FAR), found)
+    if is_over:
+        (place / SO_FAR).unlink(missing_ok=True)
     command = LaunchRequest(
         (*_PAGE, str(place / (RESULT if is_over else SO_FAR))), str(place), here=1, device="cpu", log_dir=str(place / "logs")
     )

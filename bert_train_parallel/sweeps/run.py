@@ -122,9 +122,9 @@ async def start(client: Client, request: m.SweepRequest, patience_s: float = 60.
 
 
 def most_at_once(request: m.SweepRequest) -> int:
-    """What this machine could run at a time, should set-concurrency ask for it: as many as have a GPU, or a core, each."""
+    """What this machine could run at a time, should set-concurrency ask for it: what its GPUs allow; without GPUs, what it may ask for."""
     gpus = count_here() if request.base.fine_tune_config.use_gpu else 0
-    return max(gpus // request.launch.here_gpus, 1) if gpus else max(request.max_concurrency, cores())
+    return max(gpus // request.launch.here_gpus, 1) if gpus else m.MOST_AT_ONCE
 
 
 def show(result: m.SweepResult, request: m.SweepRequest, folder: Path) -> int:

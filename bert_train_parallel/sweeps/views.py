@@ -53,10 +53,10 @@ def course(beat: TrialProgress | None) -> str:
     """How far a trial is, in a width that does not change.
 
     >>> course(None)
-    '[                        ] begins                             '
+    '[                        ] waiting to begin                   '
     """
     if beat is None or not beat.steps:
-        phase = "begins" if beat is None else "training" if beat.phase == "training" else beat.phase
+        phase = "waiting to begin" if beat is None else beat.phase
         return f"[{' ' * _BAR}] {phase:<35}"
     done = int(_BAR * min(beat.step / beat.steps, 1))
     shown = f"{beat.step}/{beat.steps}  epoch {beat.epoch}"

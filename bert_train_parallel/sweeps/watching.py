@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sys
+import time
+from datetime import datetime
 from typing import Any
 
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
@@ -76,7 +78,8 @@ async def look(client: Client, experiment_id: str, page: str = "") -> views.View
     progress = await handle.query("progress", result_type=m.ProgressAnswer)
     board = await handle.query("leaderboard", 100, result_type=m.LeaderboardAnswer)
     spent = await handle.query("budget", result_type=m.BudgetAnswer)
-    hours = spent.finished_gpu_hours + spent.running_gpu_hours
+    since_s = max(time.time() - datetime.fromisoformat(spent.as_of).timestamp(), 0.0)  # a workflow's clock stands while nothing happens
+    hours = spent.finished_gpu_hours + spent.running_gpu_hours + len(progress.running) * spent.gpus_each * since_s / 3600
     limit = f" of {spent.budget_gpu_hours:g}" if spent.budget_gpu_hours else ""
     link = f"{page}/namespaces/{client.namespace}/workflows/{workflow_id(experiment_id)}" if page else ""
     return views.View(
@@ -143,7 +146,7 @@ async def follow(client: Client, experiment_id: str, page: str = "") -> m.SweepR
             silent = False
         except RPCError as error:
             if error.status == RPCStatusCode.NOT_FOUND:
-                raise BadRun(f"There is no sweep {experiment_id} on this server.") from None
+                raise BadRun(f"There is no sweep {experiment_id} on this server. bert_sweep status lists them.") from None
             if not silent:
                 screen.note(f"the server does not answer ({error.message.splitlines()[0]}); trials under way go on")
             silent = True

@@ -215,6 +215,13 @@ def test_a_missing_package_is_named_with_its_install_line(tmp_path: Path) -> Non
     assert "Traceback" not in done.stderr
 
 
+def test_set_concurrency_is_not_held_back_by_the_number_that_the_file_asked_for(tmp_path: Path) -> None:
+    from bert_train_parallel.sweeps.run import most_at_once
+
+    tuned = BASE["fine_tune_config"] | {"use_gpu": False}
+    assert most_at_once(read_sweep(write(tmp_path, {"base": {"fine_tune_config": tuned}, "max_concurrency": 2}))) >= 1000
+
+
 def test_settings_of_a_trial_reach_the_trainer_under_its_own_names() -> None:
     config = BertFineTuneConfig(settings={"weight_decay": 0.1}).with_values({"learning_rate": 1e-3, "warmup": 0.2, "sequence_len": 64})
     found = config.train_config()

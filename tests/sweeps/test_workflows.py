@@ -228,6 +228,8 @@ def test_one_trial_can_be_stopped_and_the_others_go_on(server: str, simulated: S
         await until(lambda: len(simulated.asked) >= 3)
         with pytest.raises(WorkflowUpdateFailedError):
             await handle.execute_update("stop_trial", 77)
+        with pytest.raises(WorkflowUpdateFailedError):
+            await handle.execute_update("set_concurrency", m.MOST_AT_ONCE + 1)
         await handle.execute_update("stop_trial", 1)
 
     result = run_sweep(server, simulated, sweep(num_trials=4, max_concurrency=2), story)
