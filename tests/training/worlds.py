@@ -271,3 +271,29 @@ def note_checkpoints() -> None:
         return place
 
     checkpoints.write = noting
+
+
+def note_gradients() -> None:
+    """A patch: each rank keeps the gradients of its first steps as they are when the optimizer gets them."""
+    import torch
+
+    from bert_train_parallel.training.optimizer import Updater
+
+    place, update, steps = Path(os.environ[_ROWS_LOG]), Updater.update, 0
+
+    def noting(self: Updater, learning_rate: float) -> None:
+        nonlocal steps
+        steps += 1
+        if steps <= 5:
+            gradients = [parameter.grad.clone() for parameter in self._parameters if parameter.grad is not None]
+            torch.save(gradients, place / f"gradients_{os.environ.get('RANK', '0')}_{steps}.pt")
+        update(self, learning_rate)
+
+    Updater.update = noting  # type: ignore[method-assign]
+
+
+def gradients(folder: Path, rank: int, step: int) -> Any:
+    """What `note_gradients` kept, in float64."""
+    import torch
+
+    return [gradient.double() for gradient in torch.load(folder / f"gradients_{rank}_{step}.pt", weights_only=True)]
