@@ -244,31 +244,38 @@ class _OnCpu(torch.autograd.Function):
 
 
 def _is_short(key: Tensor) -> bool:
-    """Whether products of matrices are faster for these (rows, heads, longest, d); in half precision they would also round more."""
-    return key.shape[2] <= _SHORT and key.dtype in (torch.float32, torch.float64)
+    """Whether products of matrices are faster for these (rows, heads, longest, d)."""
+    return key.shape[2] <= _SHORT
 
 
 def _by_products(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> tuple[Tensor, Tensor]:
-    """Attended (rows, heads, queries, d), and the weights (rows * heads, queries, longest)."""
-    q, k, v = (tensor.flatten(0, 1) for tensor in (query, key, value))
-    scores = torch.baddbmm(q.new_empty(1), q, k.transpose(1, 2), beta=0, alpha=scale)
-    if mask is not None:
-        scores.unflatten(0, query.shape[:2]).add_(mask)
-    weights = scores.softmax(-1)
-    return weights.bmm(v).unflatten(0, query.shape[:2]), weights
+    """Attended (rows, heads, queries, d), and the weights (rows * heads, queries, longest), never in half precision."""
+    q, k, v = (_precise(tensor.flatten(0, 1)) for tensor in (query, key, value))
+    with torch.autocast("cpu", enabled=False):
+        scores = torch.baddbmm(q.new_empty(1), q, k.transpose(1, 2), beta=0, alpha=scale)
+        if mask is not None:
+            scores.unflatten(0, query.shape[:2]).add_(mask)
+        weights = scores.softmax(-1)
+        return weights.bmm(v).unflatten(0, query.shape[:2]).to(query.dtype), weights
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    """In float32 at least, as the kernel computes inside: small products are slower in half precision, and round more."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def _products_backward(
     gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, weights: Tensor, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value, of the gradient of what `_by_products` gave."""
-    upstream, q, k, v = (tensor.flatten(0, 1) for tensor in (gradient, query, key, value))
-    to_scores = torch.ops.aten._softmax_backward_data(upstream.bmm(v.transpose(1, 2)), weights, -1, weights.dtype)
+    upstream, q, k, v = (_precise(tensor.flatten(0, 1)) for tensor in (gradient, query, key, value))
     unused, shape = q.new_empty(1), query.shape[:2]
-    to_query = torch.baddbmm(unused, to_scores, k, beta=0, alpha=scale)
-    to_key = torch.baddbmm(unused, to_scores.transpose(1, 2), q, beta=0, alpha=scale)
-    to_value = weights.transpose(1, 2).bmm(upstream)
-    return to_query.unflatten(0, shape), to_key.unflatten(0, shape), to_value.unflatten(0, shape)
+    with torch.autocast("cpu", enabled=False):
+        to_scores = torch.ops.aten._softmax_backward_data(upstream.bmm(v.transpose(1, 2)), weights, -1, weights.dtype)
+        to_query = torch.baddbmm(unused, to_scores, k, beta=0, alpha=scale)
+        to_key = torch.baddbmm(unused, to_scores.transpose(1, 2), q, beta=0, alpha=scale)
+        to_value = weights.transpose(1, 2).bmm(upstream)
+    return tuple(found.unflatten(0, shape).to(query.dtype) for found in (to_query, to_key, to_value))  # type: ignore[return-value]
 
 
 def _padded(tokens: Tensor, packing: Packing, one_each: bool, zeros: bool = False) -> list[Tensor]:
