@@ -275,7 +275,7 @@ def _products_backward(
         to_query = torch.baddbmm(unused, to_scores, k, beta=0, alpha=scale)
         to_key = torch.baddbmm(unused, to_scores.transpose(1, 2), q, beta=0, alpha=scale)
         to_value = weights.transpose(1, 2).bmm(upstream)
-    return tuple(found.unflatten(0, shape).to(query.dtype) for found in (to_query, to_key, to_value))  # type: ignore[return-value]
+    return tuple(found.unflatten(0, shape).to(query.dtype) for found in (to_query, to_key, to_value))
 
 
 def _padded(tokens: Tensor, packing: Packing, one_each: bool, zeros: bool = False) -> list[Tensor]:
