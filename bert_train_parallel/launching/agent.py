@@ -271,15 +271,18 @@ class _Agent:
         for number in self._interrupts.read():
             if number == signal.SIGCHLD:
                 continue
+            if number == signal.SIGKILL:  # the process in front of this one has gone: for the others this node is lost, whole
+                processes.kill_descendants()
+                os._exit(128 + number)
             asked_before = self._stopped_by
             self._stopped_by = self._stopped_by or number
             if not asked_before and self.first_failure is not None:
-                self._late_signal = signal.SIGTERM if number == signal.SIGKILL else number
+                self._late_signal = number
             elif not asked_before:
                 words = "stopped by Ctrl-C" if number == signal.SIGINT else f"stopped by {processes.signal_name(number)}"
                 self._fail(Failure(self._host, None, "stopped", 128 + number, f"{words} on {self._host}."), is_ours=True)
-            if number == signal.SIGKILL or number == asked_before == signal.SIGINT:
-                self._kill_at = 0.0  # nobody in front of us any more, or a second Ctrl-C: no grace
+            if number == asked_before == signal.SIGINT:
+                self._kill_at = 0.0  # a second Ctrl-C: no grace
 
     def _read_world(self) -> None:
         for failure in self._world.messages():

@@ -95,8 +95,8 @@ def test_the_launcher_alone_killed_takes_its_ranks_with_it_and_ends_the_others(h
     all_run(runs)
     runs[1].process.kill()
     gone(hosts[1], runs[1])
-    all_end(runs[:1], 137)
-    all_say(runs[:1], "stopped by SIGKILL on beta")
+    all_end(runs[:1], 1)
+    all_say(runs[:1], "lost beta (node 1)")
 
 
 @pytest.mark.parametrize("stopped", [0, 1])
@@ -142,11 +142,16 @@ def test_elastic_or_restart_brings_the_world_back(hosts: list[Host], what: str) 
         assert "rank 1 of 2, local 0, attempt 1" in runs[2].text
 
 
-def test_a_lost_node_that_is_started_again_joins_the_restart(hosts: list[Host]) -> None:
+@pytest.mark.parametrize("killed", ["all", "launcher"])
+def test_a_lost_node_that_is_started_again_joins_the_restart(hosts: list[Host], killed: str) -> None:
     flags = ("--max_restarts", "1")
     runs = start_all(hosts, [1, 1, 1], WAITS_ONCE, *flags)
     all_run(runs)
-    hosts[1].kill()
+    if killed == "all":
+        hosts[1].kill()
+    else:
+        runs[1].process.kill()
+        gone(hosts[1], runs[1])
     runs[0].wait_for("waiting up to 120 s for beta to come back", SOON_S)
     back = hosts[1].launch("--other_gpus", "2", "--node_rank", "1", "--master_addr", "alpha", *flags, "script.py")
     all_end([runs[0], back, runs[2]], 0)
