@@ -48,8 +48,8 @@ class Packing:
 
     lengths: tuple[int, ...]  # ascending
     starts: Tensor  # (b + 1,) int32 on the model's device
-    _masks: dict[torch.dtype, list[Tensor | None]] = field(default_factory=dict)
-    _cells: dict[int, Cells] = field(default_factory=dict)
+    _masks: dict[torch.dtype, list[Tensor | None]] = field(default_factory=dict, init=False)
+    _cells: dict[int, Cells] = field(default_factory=dict, init=False)
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:

@@ -20,9 +20,9 @@ from torch.nn import functional as F
 from bert_train_parallel.errors import BadSetting
 
 Library = Literal["mkl", "onednn"]
-_MEASURE_S = 0.25  # a few rounds at least, whatever they take
+_MEASURE_S = 0.1  # a few rounds at least, whatever they take
 _ROUNDS = 3
-_WORK = 4e9  # floating point operations of a round with one library: as many tokens as make that of the largest layer, within limits
+_WORK = 4e9  # floating point operations of a round with one library: as many tokens as make that of the two largest layers, within limits
 _TOKENS = (128, 1024)
 _FASTER = 1.02  # by which oneDNN must be faster to be taken instead of torch's own
 _FLOAT32_ERROR = 1e-5  # of the greatest value; bfloat16 errs by 4e-3, TF32 by 5e-4
@@ -44,7 +44,7 @@ class Matmul:
 
 
 def choose_matmul(asked: str, model: nn.Module) -> Matmul:
-    """The library for this model on this CPU; `auto` times both for a quarter of a second.
+    """The library for this model on this CPU; `auto` times both for some tenths of a second.
 
     Raises:
         BadSetting: the library that was asked for is not here, or does not compute in float32.
@@ -147,7 +147,7 @@ def _error(linear: Callable[[Tensor, Tensor, Tensor | None], Tensor]) -> float:
 def _speeds(outputs: int, inputs: int) -> dict[str, float]:
     """GFLOP/s of forward and backward with each library, by turns; the best of several rounds, since others use the machine too."""
     fewest, most = _TOKENS
-    tokens = min(max(round(_WORK / (6 * outputs * inputs)), fewest), most)
+    tokens = min(max(round(_WORK / (12 * outputs * inputs)), fewest), most)
     # of a BERT's two large layers, one is the other transposed
     layers = [(_tensors(tokens, o, i), torch.ones(tokens, o)) for o, i in ((outputs, inputs), (inputs, outputs))]
 

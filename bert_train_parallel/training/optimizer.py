@@ -9,8 +9,6 @@ from torch import nn
 
 from bert_train_parallel.config import TrainConfig
 
-_SMALL = 1e-6  # what torch's own clipping adds to the norm
-
 
 class Updater:
     """Turns gradients into new parameters; nothing here waits for the device."""
@@ -29,13 +27,9 @@ class Updater:
         """One step along the gradients, and the gradients cleared; left out where float16 has overflowed, on all ranks alike."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        if self._clip_norm and (self.scaler.is_enabled() or self._parameters[0].dtype != torch.float32):
+        if self._clip_norm:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
-        elif self._clip_norm:
-            # the fused kernel divides as it reads, in the place of a scaler's own float32 factor: one pass over memory less
-            norm = nn.utils.get_total_norm([parameter.grad for parameter in self._parameters if parameter.grad is not None])
-            self.optimizer.grad_scale = ((norm + _SMALL) / self._clip_norm).clamp(min=1.0)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.clear()
