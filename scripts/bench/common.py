@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import importlib.metadata
 import json
@@ -49,6 +50,15 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
+
+
+def asked_of(args: argparse.Namespace) -> dict[str, str]:
+    """A bench's settings as they are kept; of files their names, whose places are of one machine.
+
+    >>> asked_of(argparse.Namespace(train=Path("/data/train.tsv"), rounds=3, test=None))
+    {'train': 'train.tsv', 'rounds': '3'}
+    """
+    return {name: value.name if isinstance(value, Path) else str(value) for name, value in vars(args).items() if value is not None}
 
 
 def record(name: str, figures: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import record
+from common import asked_of, record
 from training import as_csv, demo_text
 
 SPACE = {
@@ -118,7 +118,7 @@ def main() -> None:
         for seed in range(args.seeds):
             rounds.append(run(seed, args, folder))
             print(rounds[-1], flush=True)
-    figures: dict[str, Any] = {"asked": {name: str(value) for name, value in vars(args).items() if value is not None}, "seeds": rounds}
+    figures: dict[str, Any] = {"asked": asked_of(args), "seeds": rounds}
     for name in ("ladder", "random"):
         figures[name] = mean_and_half_width([one[name][0] for one in rounds])
     figures["difference"] = mean_and_half_width([one["ladder"][0] - one["random"][0] for one in rounds])

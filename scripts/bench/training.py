@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import record
+from common import asked_of, record
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -123,6 +123,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="seeds, one after the other")
     parser.add_argument("--only", nargs="*", choices=["pad", "dynamic", "grouped"], help="Trainer's settings to run; all when left out")
     args = parser.parse_args()
+    asked = asked_of(args)
 
     sys.path.insert(0, str(ROOT))
     from bert_train_parallel.model_names import locate_model
@@ -158,7 +159,6 @@ def main() -> int:
     for name, row in figures.items():
         speed = f"{row['samples_per_s']:9.1f}  {ours / row['samples_per_s']:8.2f}x"
         print(f"{name:38} {speed}  {row['first_step_s']:12.1f}  {row['peak_mb']:7.0f}  {row.get('accuracies', '')}")
-    asked = {key: str(value) for key, value in vars(args).items() if value is not None and key != "model_folder"}
     record("training", {"asked": asked, "median": figures})
     return 0
 
