@@ -145,7 +145,8 @@ def packed_attention(
     Returns:
         (1, T, heads, d), and no weights.
     """
-    queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    # squeeze, where an index would cost a tensor of zeros in backward
+    queries, keys, values = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
     return attend(queries, keys, values, packing, dropout, scaling, sliding_window).unsqueeze(0), None
 
 

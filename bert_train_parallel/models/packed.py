@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bert_train_parallel.errors import BadSetting
 from bert_train_parallel.models.attention import Packing, group_lengths, make_packing, to_device
+from bert_train_parallel.models.matmul import use_matmul
 from bert_train_parallel.models.shortcuts import read_first_tokens, take_cpu_shortcuts
 
 
@@ -50,6 +51,7 @@ class PackedModel(nn.Module):
         self.packed = packed
         config: Any = network.config
         take_cpu_shortcuts(network)
+        use_matmul(network, "mkl")
         self._pad = config.pad_token_id or 0
         architecture = ARCHITECTURES.get(config.model_type)
         if packed:

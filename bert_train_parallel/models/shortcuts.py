@@ -32,11 +32,11 @@ class FirstTokens:
         """(1, b, H) of first tokens from the packed rows (1, T, H); without a packing, what the layer does."""
         if packing is None:
             return super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
-        attention = self.attention.self
-        first = hidden_states[0].index_select(0, packing.starts[:-1])  # (b, H)
+        attention, hidden = self.attention.self, hidden_states.squeeze(0)
+        first = hidden.index_select(0, packing.starts[:-1])  # (b, H)
         heads = (-1, attention.num_attention_heads, attention.attention_head_size)
         query = attention.query(first).view(heads)
-        key, value = (project(hidden_states[0]).view(heads) for project in (attention.key, attention.value))
+        key, value = (project(hidden).view(heads) for project in (attention.key, attention.value))
         dropout = attention.dropout.p if attention.training else 0.0
         seen = attend(query, key, value, packing, dropout, attention.scaling, first_tokens=True).flatten(1)
         return self.feed_forward_chunk(self.attention.output(seen, first)).unsqueeze(0)

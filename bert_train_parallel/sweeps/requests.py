@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from bert_train_parallel.errors import BadSetting
-from bert_train_parallel.sweeps.messages import CoordinatorWorkflowInput, SweepRequest, first_problem
+from bert_train_parallel.data.sources import check_exists
+from bert_train_parallel.errors import BadSetting, BadSource
+from bert_train_parallel.sweeps.messages import BertEvalRequest, BertFineTuneConfig, CoordinatorWorkflowInput, SweepRequest, first_problem
 
 Model = TypeVar("Model", bound=BaseModel)
-_DATA = ("dataset_name", "validation_file", "test_file", "model_name")
+_FILES = ("dataset_name", "validation_file", "test_file")
+_DATA = (*_FILES, "model_name")
 
 
 def read_sweep(path: Path) -> SweepRequest:
@@ -43,6 +46,22 @@ def read_configurations(path: Path) -> CoordinatorWorkflowInput:
             _place(config.get("fine_tune_config"), path)
             _place(config.get("evaluation_config"), path)
     return _checked(CoordinatorWorkflowInput, found, path)
+
+
+def check_data(configs: Iterable[BertFineTuneConfig | BertEvalRequest], path: Path) -> None:
+    """See that the files which these configurations name are on this machine, which is to read them.
+
+    Raises:
+        BadSetting: one is not; the sentence names the file of the sweep and the field.
+    """
+    for config in configs:
+        for field in _FILES:
+            name = getattr(config, field, None)
+            try:
+                if name is not None:
+                    check_exists(name)
+            except BadSource as error:
+                raise BadSetting(f"{path}: {field}: {error}") from None
 
 
 def differences(asked: BaseModel, before: BaseModel) -> list[str]:

@@ -19,7 +19,7 @@ from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps import views, watching
 from bert_train_parallel.sweeps.folder import SharedFolder
 from bert_train_parallel.sweeps.local import local
-from bert_train_parallel.sweeps.requests import differences, read_configurations, read_sweep
+from bert_train_parallel.sweeps.requests import check_data, differences, read_configurations, read_sweep
 from bert_train_parallel.sweeps.reservations import count_here
 from bert_train_parallel.sweeps.results import REQUEST, export, read_result, why_ended
 from bert_train_parallel.sweeps.workflows import CoordinatorWorkflow, LadderSweepWorkflow, SweepWorkflow
@@ -31,6 +31,8 @@ def run(path: Path, folder: Path) -> int:
     done = _known(request, folder)
     if done is not None:
         return show(done, request, folder)
+    if _begun(SharedFolder(folder).sweep(request.experiment_id)) is None:  # later it has a snapshot of its own
+        check_data([request.base.fine_tune_config], path)
     result = asyncio.run(_run(request, folder))
     return show(result, request, folder)
 
@@ -145,6 +147,7 @@ def show(result: m.SweepResult, request: m.SweepRequest, folder: Path) -> int:
 def coordinate(path: Path, folder: Path, trials: int | None) -> int:
     """Train and evaluate given configurations on this machine."""
     given = read_configurations(path)
+    check_data([part for config in given.configs for part in (config.fine_tune_config, config.evaluation_config) if part], path)
     results = asyncio.run(_coordinate(given, path.stem, folder, trials or max(count_here(), 1)))
     for result in results:
         accuracy = "" if result.accuracy is None else f"accuracy {result.accuracy:.4f} on {result.num_examples} samples of {result.split}"

@@ -86,8 +86,8 @@ class DataParallel:
         self._watch.lap(int(lengths[share].sum()))
         self._pace.send(bool(self._requests), *self._watch.read())
         self._updater.update(learning_rate)
-        if self._world.device.type == "cpu" and (step + 1) % _RETURN_EVERY == 0:
-            memory.return_freed()
+        if (step + 1) % _RETURN_EVERY == 0:
+            self._return_freed()
         stop, clock = self._pace.receive()
         return StepResult(stop, clock, self._look_at_speeds(step, clock, int(lengths.sum())))
 
@@ -100,6 +100,7 @@ class DataParallel:
 
     def outputs(self, rows: Rows) -> FloatArray | None:
         self.model.eval()
+        self._return_freed()
         try:
             speeds, stop = self.shares.known_speeds, self._requests.raise_if_asked
             return evaluation.outputs(self.model, rows, self._world, self._config.dtype, speeds, stop)
@@ -240,6 +241,10 @@ class DataParallel:
 
     def _tokens_of(self, numbers: IntArray) -> int:
         return int(self._lengths(numbers).sum())
+
+    def _return_freed(self) -> None:
+        if self._world.device.type == "cpu":
+            memory.return_freed()
 
     def _forget(self) -> None:
         """The gradients and figures of rows that were computed for another reason than to learn from them."""

@@ -16,7 +16,7 @@ from bert_train_parallel.training.world import World
 
 _SAFE = 0.9  # of the memory is planned with; less after each restart, which an error of this kind may have caused
 _AFTER_RESTART = 0.8
-_KEPT_FOR_LATER = 512 << 20  # bytes that the C library may keep of what was freed
+_KEPT_FOR_LATER = 128 << 20  # bytes that the C library may keep of what was freed
 
 
 def find_room(heaviest: IntArray, tokens_of: Callable[[IntArray], int], attempt: Callable[[IntArray], None], world: World) -> int:
@@ -70,8 +70,8 @@ def sentence(world: World, tokens: int | None = None) -> str:
 def return_freed(above: int = _KEPT_FOR_LATER) -> bool:
     """Give what was freed back to the system, where the C library keeps more than `above` bytes of it; whether it did.
 
-    Steps of differing sizes leave gaps that later tensors do not fit: without this a training on a CPU grew from 0.9 to
-    6.4 GiB within 400 steps; of 1.0 GiB after 15 steps a quarter was in use. Only glibc tells and trims; elsewhere nothing is done.
+    Steps of differing sizes leave gaps that later tensors do not fit: of 1.0 GiB after 15 steps a quarter was in use.
+    Some 30 ms for 300 MB. Only glibc tells and trims; elsewhere nothing is done.
     """
     glibc = _glibc()
     if glibc is None or glibc.mallinfo2().fordblks <= above:

@@ -10,7 +10,6 @@ import argparse
 import csv
 import json
 import os
-import resource
 import sys
 import tempfile
 import time
@@ -92,7 +91,6 @@ def main() -> int:
             callbacks=[Clock()],
         )
         metrics = trainer.train().metrics
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         steps = len(step_ends)
         figures = {
             # from the end of the first step on, as the other side is measured; its own clock beside it
@@ -100,7 +98,6 @@ def main() -> int:
             "own_samples_per_s": metrics["train_samples_per_second"],
             "loss": metrics["train_loss"],
             "first_step_s": step_ends[0],
-            "peak_mb": round(peak),
         }
         if not args.no_test:
             found = trainer.predict(data_set(args.test, None))

@@ -5,7 +5,7 @@
     scripts/bench/training.py --train train.tsv --test test.tsv --dtype bfloat16 --rounds 1
 
 Each round, a seed of its own, runs both sides alternately in the same settings. Both are measured from the end of the first step
-to the end of the last, evaluation left out; ours is the command as shipped. Trainer runs in three settings: padding to the
+to the end of the last, evaluation left out; ours is the command as shipped. Peak memory is that of the whole command. Trainer runs in three settings: padding to the
 sequence length (the default of run_classification), to the longest text of a batch, and with group_by_length.
 """
 
@@ -77,7 +77,8 @@ def run_peer(setting: str, args: argparse.Namespace, seed: int, folder: Path) ->
     command += ["--max_train_samples", str(args.max_train_samples)] if args.max_train_samples else []
     command += ["--max_steps", str(args.max_steps)] if args.max_steps else []
     command += ["--no_test"] if args.no_test else []
-    return dict(json.loads(measured(command, folder)[1].strip().splitlines()[-1]))
+    peak, printed = measured(command, folder)
+    return dict(json.loads(printed.strip().splitlines()[-1])) | {"peak_mb": round(peak)}
 
 
 def run_ours(flags: list[str], args: argparse.Namespace, seed: int, folder: Path) -> dict[str, Any]:
@@ -159,7 +160,7 @@ def main() -> int:
     for name, row in figures.items():
         speed = f"{row['samples_per_s']:9.1f}  {ours / row['samples_per_s']:8.2f}x"
         print(f"{name:38} {speed}  {row['first_step_s']:12.1f}  {row['peak_mb']:7.0f}  {row.get('accuracies', '')}")
-    record("training", {"asked": asked, "median": figures})
+    record("training", {"asked": asked, "median": figures, "rounds": found})
     return 0
 
 

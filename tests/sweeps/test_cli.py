@@ -123,6 +123,19 @@ def test_a_folder_that_cannot_be_is_one_line(tmp_path: Path, capsys: pytest.Capt
         assert "--output_dir" in said
 
 
+@pytest.mark.parametrize("field", ["dataset_name", "validation_file", "test_file"])
+@pytest.mark.parametrize("command", ["run", "coordinate"])
+def test_data_that_is_not_there_is_told_before_a_server_starts(
+    command: str, field: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "leanings.csv").write_text("text,label\na,b\n")
+    base = {"fine_tune_config": {"dataset_name": "leanings.csv", field: "leaning.csv"}}
+    path = write(tmp_path, {"base": base} if command == "run" else {"configs": [base]})
+    assert main([command, str(path), "--output_dir", str(tmp_path / "mine")]) == 2
+    assert f"{path}: {field}: leaning.csv: there is no such file." in capsys.readouterr().err
+    assert not (tmp_path / "mine").exists()
+
+
 def test_where_no_sweep_was_run_the_folder_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from bert_train_parallel.errors import Unreachable
     from bert_train_parallel.sweeps import server
