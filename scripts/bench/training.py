@@ -5,8 +5,9 @@
     scripts/bench/training.py --train train.tsv --test test.tsv --dtype bfloat16 --rounds 1
 
 Each round, a seed of its own, runs both sides alternately in the same settings. Both are measured from the end of the first step
-to the end of the last, evaluation left out; ours is the command as shipped. Peak memory is that of the whole command. Trainer runs in three settings: padding to the
-sequence length (the default of run_classification), to the longest text of a batch, and with group_by_length.
+to the end of the last, evaluation left out; ours is the command as shipped. Peak memory is that of the whole command. Trainer
+runs in three settings: padding to the sequence length (the default of run_classification), to the longest text of a batch, and
+with group_by_length.
 """
 
 from __future__ import annotations

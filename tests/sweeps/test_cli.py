@@ -115,6 +115,7 @@ def test_a_mistake_in_a_file_of_configurations_is_one_line(
 
 def test_a_folder_that_cannot_be_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path, {"base": BASE})
+    (tmp_path / "leanings.csv").write_text("text,label\na,b\n")
     for folder in (path, Path("/proc/nowhere")):
         assert main(["run", str(path), "--output_dir", str(folder)]) == 2
         said = capsys.readouterr().err
