@@ -19,6 +19,7 @@ from torch.nn import functional as F
 NAME = "packed"
 _WASTE = 1.15  # padded area of a group over the area of its rows, at most; measured on two and on one CPU core
 _SHORT = 64  # tokens of a row up to which products of matrices beat the kernel on a CPU
+_ALIGNED = 16  # longer rows are padded to a multiple of it: in bfloat16 the kernel on a CPU keeps 2 MB for each length it has met
 _FEW = 3  # rows that are worth a call of their own, unless the next is more than twice as long
 
 
@@ -27,7 +28,7 @@ class Group:
     """Rows of like length that share one attention call, padded to `longest` for that call alone."""
 
     rows: int
-    longest: int
+    longest: int  # cells of a row
     size: int  # tokens
     tokens: Tensor | None  # (rows * longest,) the group's token in each cell; None: equal lengths, so cells are tokens
     cells: Tensor | None  # (size,) the cell of each token
@@ -116,6 +117,8 @@ def to_device(values: Tensor, device: torch.device) -> Tensor:
 
 def _make_group(lengths: Tensor, device: torch.device) -> Group:
     rows, longest, size = len(lengths), int(lengths[-1]), int(lengths.sum())
+    if longest > _SHORT:
+        longest = -(-longest // _ALIGNED) * _ALIGNED
     if int(lengths[0]) == longest:
         return Group(rows, longest, size, None, None, None)
     inside = torch.arange(longest) < lengths[:, None]

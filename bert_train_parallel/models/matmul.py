@@ -25,7 +25,7 @@ _ROUNDS = 3
 _WORK = 4e9  # floating point operations of a round with one library: as many tokens as make that of the two largest layers, within limits
 _TOKENS = (128, 1024)
 _FASTER = 1.02  # by which oneDNN must be faster to be taken instead of torch's own
-_BLOCK = 64  # rows; of what is left over there are as many sizes
+_BLOCK, _TILE = 64, 16  # rows
 _FLOAT32_ERROR = 1e-5  # of the greatest value; bfloat16 errs by 4e-3, TF32 by 5e-4
 
 
@@ -78,8 +78,8 @@ def use_matmul(model: nn.Module, library: Library) -> None:
 class CpuLinear(nn.Linear):
     """A linear layer that asks oneDNN, where a CPU computes by it, for products of few different sizes.
 
-    oneDNN compiles a kernel for each number of rows and keeps it: with packed rows, of a new number in every step,
-    that took 3 % of a step in bfloat16, and memory grew by up to 4 MB a step.
+    oneDNN compiles a kernel of half a megabyte for each number of rows and keeps it: with packed rows, of a new number in
+    every step, that took 3 % of a step in bfloat16, and memory grew by several GiB.
     """
 
     library: Library = "mkl"
@@ -117,14 +117,18 @@ class _OneDnn(torch.autograd.Function):
 
 def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """rows (n, i) times weight (o, i) transposed, by oneDNN."""
-    product = rows.new_empty(len(rows), len(weight))
-    for some, place in zip(_blocks(rows), _blocks(product), strict=True):
+    product, begin = rows.new_empty(len(rows), len(weight)), 0
+    for block in _blocks(rows):
+        place = product[begin : begin + len(block)]
         if rows.dtype == torch.float32:
-            place.copy_(torch.ops.mkldnn._linear_pointwise(some, weight, bias, "none", [], ""))
+            place.copy_(torch.ops.mkldnn._linear_pointwise(block, weight, bias, "none", [], "")[: len(place)])
+        elif len(place) < len(block):
+            place.copy_(F.linear(block, weight, bias)[: len(place)])
         elif bias is None:
-            torch.mm(some, weight.t(), out=place)
+            torch.mm(block, weight.t(), out=place)
         else:
-            torch.addmm(bias, some, weight.t(), out=place)
+            torch.addmm(bias, block, weight.t(), out=place)
+        begin += len(block)
     return product
 
 
@@ -137,9 +141,10 @@ def _weight_gradient(gradient: Tensor, rows: Tensor, dtype: torch.dtype) -> Tens
 
 
 def _blocks(rows: Tensor) -> list[Tensor]:
-    """The rows as a multiple of a block's, and what is left."""
+    """The rows (n, i) as a multiple of a block's, and what is left with zeros up to a whole tile, as a kernel would compute them."""
     whole = len(rows) // _BLOCK * _BLOCK
-    return [some for some in (rows[:whole], rows[whole:]) if len(some)]
+    left = F.pad(rows[whole:], (0, 0, 0, -len(rows) % _TILE))
+    return [some for some in (rows[:whole], left) if len(some)]
 
 
 def _by_onednn(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
