@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""Fine-tuning side by side with Hugging Face Trainer: samples per second, accuracy, time to the first step, peak memory.
+"""Fine-tuning side by side with Hugging Face Trainer: speed, share of the machine's peak, accuracy, time to the first step, memory.
 
     scripts/bench/training.py                                  # the demo's tweets, MiniLM, fp32, three rounds
     scripts/bench/training.py --train train.tsv --test test.tsv --dtype bfloat16 --rounds 1
 
 Each round, a seed of its own, runs both sides alternately in the same settings. Both are measured from the end of the first step
-to the end of the last, evaluation left out; ours is the command as shipped. Peak memory is that of the whole command. Trainer
-runs in three settings: padding to the sequence length (the default of run_classification), to the longest text of a batch, and
-with group_by_length.
+to the end of the last, evaluation left out; ours is the command as shipped. Peak memory is that of the whole command on the host.
+Trainer runs in three settings: padding to the sequence length (the default of run_classification), to the longest text of a batch,
+and with group_by_length.
 """
 
 from __future__ import annotations
@@ -99,13 +99,36 @@ def run_ours(flags: list[str], args: argparse.Namespace, seed: int, folder: Path
     within = [(earlier, later) for earlier, later in itertools.pairwise(steps) if later["epoch"] == earlier["epoch"]]
     seconds = sum(later["time"] - earlier["time"] for earlier, later in within)
     rows = sum(later["step"] - earlier["step"] for earlier, later in within)
+    of_all = steps[-1]["figures"]
     return {
         "samples_per_s": rows * args.batch_size / seconds,
+        "tokens_per_sample": of_all["tokens_per_s"] / of_all["rows_per_s"],
         "first_step_s": steps[0]["time"] - started,
         "peak_mb": round(peak),
         "accuracy": result["figures"]["test"]["accuracy"],
         "matmul": result["world"].get("matmul"),
     }
+
+
+def add_shares_of_peak(figures: dict[str, dict[str, Any]], args: argparse.Namespace) -> None:
+    """Real tokens a second of each side, and the share of the peak of matrix products that linear layers over these tokens would take.
+
+    The peak is what the model's largest products reach alone on this device, in this precision, with the tokens of a batch.
+    """
+    import torch
+
+    from bert_train_parallel.models.loading import build_model
+    from bert_train_parallel.training.profiling import measured_peak
+
+    model = build_model(args.model, 2, "classification", ["0", "1"], seed=0).to("cuda" if torch.cuda.is_available() else "cpu")
+    tokens = figures["bert_train_parallel"]["tokens_per_sample"]
+    peak = measured_peak(model, round(args.batch_size * tokens), args.dtype)
+    encoder = model.network.base_model.encoder
+    operations = sum(6 * layer.in_features * layer.out_features for layer in encoder.modules() if isinstance(layer, torch.nn.Linear))
+    for row in figures.values():
+        row["tokens_per_s"] = round(row["samples_per_s"] * tokens)
+        row["share_of_peak"] = round(row["tokens_per_s"] * operations / peak, 3)
+    print(f"\npeak of matrix products in {args.dtype}: {peak / 1e12:.2f} TFLOP/s")
 
 
 def main() -> int:
@@ -156,10 +179,11 @@ def main() -> int:
         figures[name] = {key: statistics.median(one[key] for one in rounds) for key in sorted(numbers)}
         if "accuracy" in numbers:
             figures[name]["accuracies"] = [round(one["accuracy"], 4) for one in rounds]
+    add_shares_of_peak(figures, args)
     ours = figures["bert_train_parallel"]["samples_per_s"]
-    print(f"\n{'':38} samples/s  ours/this  first step s  peak MB  test accuracy, by seed")
+    print(f"{'':38} samples/s  ours/this  tokens/s  of peak  first step s  peak MB  test accuracy, by seed")
     for name, row in figures.items():
-        speed = f"{row['samples_per_s']:9.1f}  {ours / row['samples_per_s']:8.2f}x"
+        speed = f"{row['samples_per_s']:9.1f}  {ours / row['samples_per_s']:8.2f}x  {row['tokens_per_s']:8}  {row['share_of_peak']:7.0%}"
         print(f"{name:38} {speed}  {row['first_step_s']:12.1f}  {row['peak_mb']:7.0f}  {row.get('accuracies', '')}")
     record("training", {"asked": asked, "median": figures, "rounds": found})
     return 0
