@@ -8,6 +8,7 @@ import io
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -23,6 +24,8 @@ _BOMS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_UTF16 = ("utf-16-le", "utf-16-be")
+_CONTROLS = [code for code in range(1, 32) if code not in (9, 10, 11, 12, 13, 27)]  # bytes that text does not have
 _MAGIC = (
     (b"PK\x03\x04", "a zip archive or an Excel file", "save it as CSV"),
     (b"\xd0\xcf\x11\xe0", "an old Excel or Word file", "save it as CSV"),
@@ -32,7 +35,6 @@ _MAGIC = (
     (b"\x28\xb5\x2f\xfd", "compressed by zstd", "type: unzstd"),
     (b"SQLite format 3", "an SQLite file", "give it the ending .sqlite if it is a store of ours"),
 )
-_FEW = 0.01  # share of the letters beyond ASCII that may be broken in a file that still counts as UTF-8
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +69,14 @@ def survey(path: Path, encoding: str = "auto") -> TextFile:
         if marked:
             return _given(path, marked, asked=False)
         _refuse_binary(path, beginning)
-        broken, letters, first, codes = _utf8_errors(path)
+        broken, whole, first, codes = _utf8_errors(path)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise BadSource(f"{path} is damaged: {error}.") from None
     except OSError as error:
         raise BadSource(f"{path} cannot be read: {error.strerror or error}.") from None
     if not broken:
         return TextFile(path, "utf-8")
-    if broken <= _FEW * letters:
+    if whole > broken:  # a letter of two bytes or more comes about by chance in few places of any other encoding
         remark = f"bytes that are not UTF-8 ({broken}, the first in line {first}) are read as U+FFFD"
         return TextFile(path, "utf-8", broken, remark)
     name = "latin-1" if codes & {0x81, 0x8D, 0x8F, 0x90, 0x9D} else "cp1252"
@@ -118,23 +120,54 @@ def _given(path: Path, encoding: str, asked: bool = True) -> TextFile:
 
 
 def _utf16_without_mark(beginning: bytes) -> str | None:
-    """UTF-16 that does not say so: every other byte of Western text is zero."""
+    """UTF-16 that does not say so.
+
+    Every other byte of Western text is zero. Other scripts show themselves by a zero in the ends of lines, where all
+    else can be shown; text of single bytes with a zero somewhere is not taken for them.
+    """
     codes = np.frombuffer(beginning[: len(beginning) // 2 * 2], np.uint8).reshape(-1, 2) == 0
-    if len(codes) < 2:
+    if len(codes) < 2 or not codes.any():
         return None
     high, low = codes.mean(axis=0)
-    if max(high, low) < 0.7 or min(high, low) > 0.1:
-        return None
-    return "utf-16-le" if low > high else "utf-16-be"
+    if max(high, low) >= 0.7 and min(high, low) <= 0.1:
+        return "utf-16-le" if low > high else "utf-16-be"
+    return None if _is_of_bytes(beginning.replace(b"\0", b"")) else next(filter(partial(_can_be_shown, beginning), _UTF16), None)
+
+
+def _is_of_bytes(text: bytes) -> bool:
+    """Whether letters of one byte each, or UTF-8, are what bytes look like."""
+    controls = _controls(text)
+    if controls + sum(text.count(code) for code in range(0x80, 0x100)) <= len(text) / 10:
+        return True
+    try:
+        codecs.getincrementaldecoder("utf-8")().decode(text)  # may be cut within a letter
+    except UnicodeError:
+        return False
+    return controls <= len(text) / 20
+
+
+def _can_be_shown(beginning: bytes, encoding: str) -> bool:
+    """Whether bytes are lines of letters in an encoding, and hardly anything else."""
+    try:
+        text = codecs.getincrementaldecoder(encoding)().decode(beginning)
+    except UnicodeError:
+        return False
+    hidden = sum(not letter.isprintable() and not letter.isspace() for letter in text)
+    return ("\n" in text or "\r" in text) and hidden <= len(text) / 100
+
+
+def _controls(text: bytes) -> int:
+    return sum(map(text.count, _CONTROLS))
 
 
 def _refuse_binary(path: Path, beginning: bytes) -> None:
     for magic, what, todo in _MAGIC:
         if beginning.startswith(magic):
             raise BadSource(f"{path} is {what}; a text file is expected: {todo}.")
-    odd = sum(map(beginning.count, (bytes([code]) for code in range(32) if code not in (9, 10, 11, 12, 13, 27))))
-    if odd > len(beginning) / 20:
-        raise BadSource(f"{path} is a binary file; a CSV, JSON lines or Parquet file is expected.")
+    if beginning.count(0) + _controls(beginning) > len(beginning) / 20:
+        raise BadSource(
+            f"{path} is a binary file; a CSV, JSON lines or Parquet file is expected. If it is text, name its --encoding, such as utf-16-le."
+        )
 
 
 def _refuse_nul(path: Path, text: str, line: int) -> None:
@@ -144,24 +177,23 @@ def _refuse_nul(path: Path, text: str, line: int) -> None:
 
 
 def _utf8_errors(path: Path) -> tuple[int, int, int, set[int]]:
-    """Broken bytes, letters beyond ASCII, line of the first broken byte, and all byte values where any is broken."""
+    """Broken bytes, letters beyond ASCII that are whole, line of the first broken byte, and all byte values beside ASCII."""
     decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
-    broken = letters = first = 0
+    broken = whole = first = 0
     lines = 1
     codes: set[int] = set()
     for chunk in _chunks(path):
         text = decoder.decode(chunk)
         _refuse_nul(path, text, lines)
         if not chunk.isascii():
-            values = np.frombuffer(chunk, np.uint8)
-            letters += int(np.count_nonzero(values >= 0xC2))
-            codes |= set(np.unique(values).tolist())
+            codes |= set(np.unique(np.frombuffer(chunk, np.uint8)).tolist())
             in_text = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
             wrong = np.flatnonzero((in_text >= 0xDC80) & (in_text <= 0xDCFF))
             if len(wrong) and not broken:
                 first = lines + text.count("\n", 0, int(wrong[0]))
             broken += len(wrong)
+            whole += int(np.count_nonzero(in_text >= 0x80)) - len(wrong)
         lines += text.count("\n")
     if decoder.getstate()[0]:
         broken, first = broken + 1, first or lines
-    return broken, letters, first, codes
+    return broken, whole, first, codes

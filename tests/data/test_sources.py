@@ -165,6 +165,50 @@ def test_one_broken_byte_in_much_utf_8_is_replaced_and_said(write: Write) -> Non
     assert "bytes that are not UTF-8 (1, the first in line 102) are read as U+FFFD" in source.described
 
 
+@pytest.mark.parametrize("letters, broken", [("’" * 90, b"\xe9"), ("é" * 40, b"\xff"), ("é" * 3, b"\xe9 and \xff")])
+def test_a_broken_byte_in_little_utf_8_spoils_no_other_letter(write: Write, letters: str, broken: bytes) -> None:
+    lines = [f"plain text {number}" for number in range(200)]
+    for number, letter in enumerate(letters):
+        lines[number] += letter
+    content = "text,label\n" + "".join(f"{line},{'ab'[number % 2]}\n" for number, line in enumerate(lines))
+    source = opened(write(content.encode() + b"caf" + broken + b",a\n"))
+    assert [sample.text for sample in source.samples()] == [*lines, "caf" + broken.decode(errors="replace")]
+    count = broken.decode(errors="replace").count("\ufffd")
+    assert f"bytes that are not UTF-8 ({count}, the first in line 202) are read as U+FFFD" in source.described
+
+
+def test_western_text_that_has_a_few_letters_of_utf_8_by_chance_stays_western(write: Write) -> None:
+    texts = ["café", "über", "GRÄ™ und Ã©", "straße", "naïve", "señor"]  # Ä™ and Ã© are whole letters of UTF-8
+    source = opened(write("text,label\n".encode() + "".join(f"{text},{'ab'[len(text) % 2]}\n" for text in texts).encode("cp1252")))
+    assert [sample.text for sample in source.samples()] == texts
+    assert "read as cp1252" in source.described
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ("собака", "кошка и мышь", "корова"),
+        ("狗在叫", "貓和一隻老鼠", "牛"),
+        ("개가 짖는다", "고양이", "소"),
+        ("ο σκύλος", "η γάτα", "η αγελάδα"),
+    ],
+)
+def test_utf_16_without_a_mark_is_known_in_any_script(write: Write, texts: tuple[str, ...], encoding: str) -> None:
+    content = "text,label\n" + "".join(f"{text} {number},{'ab'[number % 2]}\n" for number in range(30) for text in texts)
+    source = opened(write(content.encode(encoding)))
+    assert [sample.text for sample in source.samples()] == [f"{text} {number}" for number in range(30) for text in texts]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1251", "gbk"])
+def test_text_of_bytes_with_a_zero_in_it_is_not_taken_for_utf_16(write: Write, encoding: str) -> None:
+    word = "собака" if encoding != "gbk" else "狗在叫"
+    for lead in ("", "x"):
+        path = write((lead + "text,label\n" + f"{word},a\n" * 40 + "\0plain,b\n").encode(encoding))
+        with pytest.raises(BadSource, match="line 42: a NUL byte"):
+            opened(path)
+
+
 def test_utf_16_without_a_mark_is_known_by_its_zeros(write: Write) -> None:
     content = "text,label\nthe dog,good\nthe cat,bad\nthe cow,good\n"
     for encoding in ("utf-16-le", "utf-16-be"):
@@ -185,7 +229,7 @@ def test_json_cells_become_text_and_labels(write: Write) -> None:
     source = opened(write("\n".join(map(json.dumps, lines)) + "\n{broken\n", "x.jsonl"))
     assert [(sample.text, sample.label) for sample in source.samples()] == [
         ("a", "1"),
-        ("b", "True"),
+        ("b", "true"),
         ("3", "0.5"),
         ("half \ufffd pair", "x"),
     ]
