@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from bert_train_parallel.launching.command import is_ours
 from bert_train_parallel.launching.plan import Failure, Hello, LaunchRequest
 
 WORTH_A_RESTART = {"exit", "signal", "lost", "oom"}  # a wrong setting, a NaN or Ctrl-C would only come again
@@ -45,3 +46,17 @@ def without_lost(request: LaunchRequest, left: Sequence[Hello]) -> tuple[LaunchR
     """
     hellos = [replace(hello, others=None, node_rank=number) for number, hello in enumerate(left)]
     return replace(request, gpu_map=None, others=sum(hello.ranks for hello in left[1:])), hellos
+
+
+def how_to_go_on(command: Sequence[str]) -> str:
+    """What to type after a loss that ended the launch: our trainer begins a new run unless it is told to go on.
+
+    >>> how_to_go_on(("python", "-P", "-m", "bert_train_parallel", "leanings.csv"))
+    'Start the same line again with --resume on every node: training goes on where it was saved'
+    >>> how_to_go_on(("python", "train.py"))
+    'Start the same line again on every node: a script goes on from its own checkpoints, if it keeps any'
+    """
+    if not is_ours(command):
+        return "Start the same line again on every node: a script goes on from its own checkpoints, if it keeps any"
+    flag = "" if "--resume" in command else " with --resume"
+    return f"Start the same line again{flag} on every node: training goes on where it was saved"

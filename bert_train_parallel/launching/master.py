@@ -16,7 +16,7 @@ from typing import Any
 from bert_train_parallel.errors import BertTrainParallelError
 from bert_train_parallel.launching import door, network, ports, transfer, wire
 from bert_train_parallel.launching.compare import problems
-from bert_train_parallel.launching.fate import next_step, without_lost
+from bert_train_parallel.launching.fate import how_to_go_on, next_step, without_lost
 from bert_train_parallel.launching.hello import file_of
 from bert_train_parallel.launching.plan import Failure, Hello, LaunchRequest, WorldPlan, in_node_order, make_plan, missing_ranks, roll_call
 from bert_train_parallel.launching.wire import Message
@@ -322,9 +322,14 @@ class Master:
         elif self.phase != "over":
             if not (self.phase == "running" and member.ended):  # one whose ranks are all done well may go
                 self.lost.append(member)
-                number = self.order.index(member)
-                self._failed(Failure(member.hello.host, None, "lost", 1, f"lost {member.hello.host} (node {number}): {why}"))
+                self._failed(self._loss(member, why))
             self._maybe_over()
+
+    def _loss(self, member: Member, why: str) -> Failure:
+        failure = Failure(member.hello.host, None, "lost", 1, f"lost {member.hello.host} (node {self.order.index(member)}): {why}")
+        if next_step(self.request, failure, len(self.lost), self.restarts).again:
+            return failure
+        return replace(failure, words=f"{failure.words}. {how_to_go_on(self.request.command)}.")
 
     def _maybe_over(self) -> None:
         """When no process of this attempt is left on any node: the end, or again."""

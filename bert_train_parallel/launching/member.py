@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from bert_train_parallel.errors import BadSetting, BertTrainParallelError, NodesDisagree, NotWritable, Unreachable
 from bert_train_parallel.launching import door, network, transfer, wire
+from bert_train_parallel.launching.fate import how_to_go_on
 from bert_train_parallel.launching.hello import file_of, words
 from bert_train_parallel.launching.plan import PROTOCOL, Failure, Hello, LaunchRequest
 from bert_train_parallel.launching.wire import Message
@@ -211,9 +212,7 @@ class Member:
                 why = f"it said something that is no message ({error})"
         if running:  # before a plan the node just knocks again
             self.over = True
-            sentence = (
-                f"lost {self.master}, the master: {why}. Start the same line again on every node; training resumes where it was saved"
-            )
+            sentence = f"lost {self.master}, the master: {why}. {how_to_go_on(self.request.command)}."
             failure = wire.failure_message(Failure(self.master, None, "lost", 1, sentence))
             self.tell({"kind": "stop", "failure": failure})
             self.tell({"kind": "end", "failure": failure})

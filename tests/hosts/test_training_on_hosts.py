@@ -17,11 +17,12 @@ from .launches import everything
 EXACT = ["--dtype", "float64", "--dropout", "0", "--epochs", "2", "--batch_size", "16", "--sequence_len", "32", "--seed", "5"]
 
 
-def train(hosts: list[Host], gpu_map: dict[str, int], source: Path, model: Path, *flags: str) -> list[Run]:
+def train(hosts: list[Host], gpu_map: dict[str, int], source: Path, model: Path, *flags: str, resume: bool = False) -> list[Run]:
     runs = []
     for host in hosts:
         shutil.copy(source, host.folder / source.name)
         trainer = ["bert_train_parallel.py", source.name, "--model", str(model), *EXACT, "--quiet_progress", "--log_every", "1"]
+        trainer += ["--resume"] if resume else []
         runs.append(host.launch("--gpu_map", json.dumps(gpu_map), "--device", "cpu", *flags, *trainer, "--checkpoint_every", "5"))
     return runs
 
@@ -65,3 +66,20 @@ def test_a_host_lost_on_the_way_changes_neither_losses_nor_weights(
     assert weights.keys() == expected.keys()
     for name in weights:
         np.testing.assert_allclose(weights[name], expected[name], rtol=0, atol=1e-7, err_msg=name)
+
+
+@pytest.mark.slow
+def test_after_a_lost_master_the_line_that_the_others_are_told_goes_on(
+    hosts: list[Host], tiny_model: Path, write_csv: Callable[..., Path]
+) -> None:
+    source, gpu_map = write_csv(160), {"alpha": 1, "beta": 1}
+    runs = train(hosts[:2], gpu_map, source, tiny_model)
+    until(lambda: any(hosts[0].folder.glob("*_checkpoints/step_*/")), 200, lambda: everything(runs))
+    until(lambda: len(losses(hosts[0])) > 6, 200, lambda: everything(runs))
+    hosts[0].kill()
+    assert runs[1].wait(30) == 1, everything(runs)
+    assert "Start the same line again with --resume on every node" in runs[1].text, everything(runs)
+    again = train(hosts[:2], gpu_map, source, tiny_model, resume=True)
+    assert [run.wait(200) for run in again] == [0, 0], everything(again)
+    assert "leanings goes on after step" in again[0].text, everything(again)
+    assert [path.name for path in hosts[0].folder.glob("*_RESULT.json")] == ["leanings_RESULT.json"]

@@ -499,6 +499,42 @@ def test_a_master_that_is_stopped_ends_all_nodes(nodes: Nodes) -> None:
     assert "master" in failure.words
 
 
+OURS = ("python", "-P", "-m", "bert_train_parallel", "leanings.csv")
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (OURS, "Start the same line again with --resume on every node: training goes on where it was saved."),
+        ((*OURS, "--resume"), "Start the same line again on every node: training goes on where it was saved."),
+        (("train.py",), "Start the same line again on every node: a script goes on from its own checkpoints, if it keeps any."),
+    ],
+)
+@pytest.mark.parametrize("lost", ["alpha", "beta"])
+def test_a_loss_that_ends_the_launch_says_what_to_type_to_go_on(nodes: Nodes, lost: str, command: tuple[str, ...], words: str) -> None:
+    nodes.add("alpha", 1, 1, *command)
+    nodes.add("beta", 1, 1, *command)
+    nodes.start()
+    if lost == "beta":
+        nodes.vanish("beta")
+    else:  # its launcher is killed: what it holds of the connection closes
+        loop = nodes.channels["alpha"].loop
+        for writer in list(nodes.channels["alpha"].link.door.writers):  # type: ignore[union-attr]
+            loop.call_soon_threadsafe(writer.transport.abort)
+    failure = heard(nodes.channels["alpha" if lost == "beta" else "beta"])
+    assert failure.node in (lost, "127.0.0.1")
+    assert failure.words.endswith(f"went down. {words}"), failure.words
+
+
+@pytest.mark.parametrize("flags", [{"max_restarts": 1}, {"elastic": True}])
+def test_a_loss_after_which_the_world_starts_again_asks_for_nothing(nodes: Nodes, flags: dict[str, object]) -> None:
+    for host in HOSTS[:2]:
+        nodes.add(host, 1, 1, *OURS, **flags)
+    nodes.start()
+    nodes.vanish("beta")
+    assert "--resume" not in heard(nodes.channels["alpha"]).words
+
+
 def test_a_signal_ends_the_wait_for_other_nodes(nodes: Nodes) -> None:
     import os
     import signal
