@@ -16,7 +16,7 @@ from bert_train_parallel.errors import BertTrainParallelError, NotWritable, Unre
 from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps.folder import SharedFolder
 from bert_train_parallel.sweeps.reservations import Reservations
-from bert_train_parallel.sweeps.trials import Fenced, TrialProgress, Trials, TryAgain
+from bert_train_parallel.sweeps.trials import Busy, Fenced, TrialProgress, Trials, TryAgain
 
 SIGNAL_EVERY_S = 30.0  # a workflow takes 10,000 signals at most, and each is kept for ever
 _TICK_S = 1.0
@@ -50,6 +50,7 @@ class Activities:
     @activity.defn
     async def fine_tune_bert(self, request: m.BertFineTuneRequest) -> m.BertFineTuneResult:
         """Train one trial as a launch; a trial that fails for good is a result."""
+        owner = activity.info().workflow_id or ""
         signals = _CheckpointSignals(self._client if request.signal_checkpoints else None)
 
         def beat(progress: TrialProgress) -> None:
@@ -57,17 +58,17 @@ class Activities:
             signals.look(progress.checkpoint)
 
         try:
-            return await self._trials.run(request, beat)
+            return await self._trials.run(request, beat, owner)
         except asyncio.CancelledError:
             details = activity.cancellation_details()
             if details and details.cancel_requested:  # not a worker that shuts down: there the trial goes on elsewhere
-                return self._trials.stopped(request)
+                return self._trials.stopped(request, owner)
             raise
         except TryAgain as error:
             delay = timedelta(seconds=0.3 if error.kind == "killed" else 2)
             raise ApplicationError(str(error), type=f"Trial{error.kind.capitalize()}", next_retry_delay=delay) from error
-        except Fenced as error:
-            raise ApplicationError(str(error), type="Fenced") from error
+        except (Fenced, Busy) as error:
+            raise ApplicationError(str(error), type=type(error).__name__) from error
         except BertTrainParallelError as error:
             raise _told(error) from error
 

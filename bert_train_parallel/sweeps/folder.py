@@ -41,6 +41,10 @@ class SharedFolder:
     def run(self, run_id: str) -> Path:
         return self.root / RUNS / run_id
 
+    def asked(self, run_id: str) -> Path:
+        """Says what a run was asked."""
+        return self.run(run_id) / "asked.json"
+
     def key(self, key: str) -> Path:
         """Says which run has been asked for what this key is the hash of."""
         return self.root / RUNS / ".keys" / key

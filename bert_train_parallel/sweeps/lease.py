@@ -2,12 +2,14 @@
 
 Two things make that sure. Each attempt takes the next number (a fencing token): an older attempt that sees a newer number ends.
 And a lock, which the launcher's processes inherit, is free only when the last of them is gone.
+
+Only attempts of the same owner end each other. Another trial that asks for the same waits as long as the lock is held: were it to
+take the next number, each would end the other for ever.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
 import json
 import os
@@ -30,6 +32,7 @@ class Attempt:
     token: int
     host: str = ""
     worker: str = ""
+    owner: str = ""  # the trial of a workflow whose attempt it is: of a retry the same
     gpus: int = 1
     began: float = 0.0  # of the launch, seconds since 1970; 0: it has not begun
     seconds: float = 0.0  # since then
@@ -48,13 +51,11 @@ class Fenced(Exception):
 class Lease:
     """The right of one attempt to work in a run's folder, from `take` until `release`."""
 
-    def __init__(self, folder: Path, worker: str, gpus: int) -> None:
+    def __init__(self, folder: Path, worker: str, gpus: int, owner: str = "") -> None:
         self.folder = folder
         self._folder = folder / "attempts"
-        self._worker = worker
-        self._gpus = gpus
         self._lock = -1
-        self.attempt = Attempt(0)
+        self.attempt = Attempt(0, socket.gethostname(), worker, owner, gpus)  # 0: it has taken no number yet
 
     @property
     def token(self) -> int:
@@ -65,28 +66,48 @@ class Lease:
         """An open file, to be inherited by whatever works in the folder."""
         return self._lock
 
-    async def take(self, tick: Callable[[], None]) -> None:
+    async def take(self, tick: Callable[[], None], is_settled: Callable[[], bool] = lambda: False) -> bool:
         """Become the newest attempt, and wait until no process of an older one is left.
 
         Args:
             tick: called while waiting.
+            is_settled: asked while another owner is at work: whether what it found will do.
+        Returns:
+            False where that is so: there is nothing left to be done, and no number was taken.
         Raises:
             Fenced: a still newer attempt came meanwhile.
         """
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self.attempt = _next_attempt(self._folder, Attempt(0, socket.gethostname(), self._worker, self._gpus))
             self._lock = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            while not self._has_lock() and self._is_of_another():
+                if is_settled():
+                    return False
+                tick()
+                await asyncio.sleep(_LOOK_S)
+            self.attempt = _next_attempt(self._folder, self.attempt)
         except OSError as error:
             raise not_writable(error, self._folder) or error from error
         while True:
             self.check()
-            with contextlib.suppress(BlockingIOError):
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if self._has_lock():
                 self.check()
-                return
+                return True
             tick()
             await asyncio.sleep(_LOOK_S)
+
+    def _has_lock(self) -> bool:
+        """Take the lock, unless others hold it; a second time it is ours already."""
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def _is_of_another(self) -> bool:
+        """Whether the newest attempt is that of another owner; one that was begun before owners were written down is not."""
+        found = attempts(self.folder)
+        return bool(found) and found[-1].owner not in ("", self.attempt.owner)
 
     def check(self) -> None:
         """Raises Fenced where a newer attempt has begun."""

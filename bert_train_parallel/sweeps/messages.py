@@ -166,6 +166,7 @@ class LaunchSettings(Message):
     master_port: int = Field(default=29500, ge=1, le=65535)
     grace_s: float = Field(default=10, ge=0)  # between asking a trial to stop and ending it
     max_hours: float = Field(default=72, gt=0)  # of one attempt
+    no_progress_s: float = Field(default=3600, gt=0)  # without a step, epoch or checkpoint told: then the attempt has failed
 
     @property
     def gpus(self) -> int:

@@ -64,34 +64,6 @@ def check_data(configs: Iterable[BertFineTuneConfig | BertEvalRequest], path: Pa
                 raise BadSetting(f"{path}: {field}: {error}") from None
 
 
-def differences(asked: BaseModel, before: BaseModel) -> list[str]:
-    """The fields in which two requests differ.
-
-    >>> base = {"fine_tune_config": {}}
-    >>> differences(SweepRequest(experiment_id="a", base=base), SweepRequest(experiment_id="a", base=base, seed=7))
-    ['seed (was 7, is now 42)']
-    """
-    now, then = _leaves(asked.model_dump(mode="json")), _leaves(before.model_dump(mode="json"))
-    names = [name for name in {**now, **then} if now.get(name) != then.get(name)]
-    return [f"{name} (was {_short(then.get(name))}, is now {_short(now.get(name))})" for name in names]
-
-
-def _leaves(found: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """
-    >>> _leaves({"a": {"b": 1, "c": {}}, "d": [2]})
-    {'a.b': 1, 'a.c': {}, 'd': [2]}
-    """
-    leaves: dict[str, Any] = {}
-    for name, value in found.items():
-        leaves |= _leaves(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {prefix + name: value}
-    return leaves
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def _read(path: Path, kind: str) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))

@@ -17,9 +17,10 @@ from bert_train_parallel.launching.environment import cores
 from bert_train_parallel.run_files import write_json
 from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps import views, watching
+from bert_train_parallel.sweeps.differences import differences
 from bert_train_parallel.sweeps.folder import SharedFolder
 from bert_train_parallel.sweeps.local import local
-from bert_train_parallel.sweeps.requests import check_data, differences, read_configurations, read_sweep
+from bert_train_parallel.sweeps.requests import check_data, read_configurations, read_sweep
 from bert_train_parallel.sweeps.reservations import count_here
 from bert_train_parallel.sweeps.results import REQUEST, export, read_result, why_ended
 from bert_train_parallel.sweeps.workflows import CoordinatorWorkflow, LadderSweepWorkflow, SweepWorkflow

@@ -83,7 +83,8 @@ async def _train_on_fleet(request: m.BertFineTuneRequest) -> m.BertFineTuneResul
             return await _on_all_nodes(request, nodes, held)
         except ActivityError as error:
             cause = error.cause
-            failures += isinstance(cause, ApplicationError)  # and not a worker that was lost
+            # and not a worker that was lost, nor another trial of the same that is under way
+            failures += isinstance(cause, ApplicationError) and cause.type != "Busy"
             if is_cancelled_exception(error) or failures >= MOST_FAILURES or (isinstance(cause, ApplicationError) and cause.non_retryable):
                 raise
             workflow.logger.info("%s: the fleet begins again: %s", request.run_id, error.cause)

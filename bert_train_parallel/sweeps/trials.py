@@ -11,21 +11,31 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 from bert_train_parallel.config import TrainConfig
 from bert_train_parallel.errors import BertTrainParallelError, LaunchFailed, NotWritable, Unreachable, not_writable
 from bert_train_parallel.launching.plan import LaunchRequest, LaunchResult
-from bert_train_parallel.run_files import RunFiles, store_stem, write_json
+from bert_train_parallel.run_files import RunFiles, store_stem, write_json, write_text
 from bert_train_parallel.sweeps import launches, outcomes
+from bert_train_parallel.sweeps.differences import differing
 from bert_train_parallel.sweeps.folder import SharedFolder
-from bert_train_parallel.sweeps.lease import Fenced, Lease, attempts
-from bert_train_parallel.sweeps.messages import BertFineTuneRequest, BertFineTuneResult, CheckpointInfo, DatasetSnapshotResult, Message
+from bert_train_parallel.sweeps.lease import Fenced, Lease, attempts, gpu_seconds
+from bert_train_parallel.sweeps.messages import (
+    BertFineTuneRequest,
+    BertFineTuneResult,
+    CheckpointInfo,
+    DatasetSnapshotResult,
+    Message,
+    State,
+)
 from bert_train_parallel.sweeps.outcomes import Course, Verdict
 from bert_train_parallel.sweeps.reservations import Hold, Reservations, launch_environment, wait_for_gpus
 
 TRAINER = (sys.executable, "-P", "-m", "bert_train_parallel")
 # how a source is read is a matter of its store: the trainer is given the store
 _READING = {"text", "text_pair", "label", "encoding", "delimiter", "quoting", "header", "dataset_config"}
+_MOST_HELD_S = 60.0  # for which GPUs of several nodes are held while another trial of the same is under way
 _READING |= {"validation_file", "test_file", "max_cell_bytes", "max_bad_rows"}
 
 
@@ -33,7 +43,7 @@ class TrialProgress(Message):
     """What a heartbeat says of a trial under way."""
 
     run_id: str
-    phase: str  # waiting for an earlier attempt | preparing | waiting for GPUs | training
+    phase: str  # waiting for an earlier attempt, or for another trial that asked for the same | preparing | waiting for GPUs | training
     host: str
     worker: str
     attempt: int
@@ -52,6 +62,14 @@ class TryAgain(Exception):
     def __init__(self, words: str, kind: str) -> None:
         super().__init__(words)
         self.kind = kind  # failed | killed
+
+
+class Busy(Exception):
+    """Another trial does what this one asks for; the GPUs that are held for it meanwhile are to be given back."""
+
+
+class _Hung(Exception):
+    """A training says nothing any more."""
 
 
 Beat = Callable[[TrialProgress], None]
@@ -76,30 +94,42 @@ class Trials:
         self._reservations = reservations or Reservations()
         self._launch = launch
 
-    async def run(self, request: BertFineTuneRequest, beat: Beat) -> BertFineTuneResult:
+    async def run(self, request: BertFineTuneRequest, beat: Beat, owner: str = "") -> BertFineTuneResult:
         """Train, or give the result that is there. A trial that failed for good is a result too.
 
+        Where another trial that asks for the same is at work, its result is waited for.
+
+        Args:
+            owner: the workflow that asks. An attempt ends an earlier one of the same workflow and run, and no other.
         Raises:
             TryAgain: another attempt may do better.
             Fenced: a newer attempt has taken over.
+            Busy: it held GPUs while another trial of the same did not end.
             BertTrainParallelError: the folder or the snapshot cannot be used.
         """
-        trial = _Trial(self._folder, request, self._worker, beat)
+        trial = _Trial(self._folder, request, self._worker, beat, owner)
         done = trial.finished()
         if done:
             return done
         lease = trial.lease
+        began = time.monotonic()
+
+        def is_settled() -> bool:
+            if request.reservation and time.monotonic() - began > _MOST_HELD_S:
+                raise Busy(f"{trial.home_id} asked for the same as {request.run_id}, and is under way")
+            return bool(trial.finished() or trial.hopeless())
+
         try:
-            await lease.take(lambda: trial.tell("waiting for an earlier attempt"))
+            await lease.take(trial.tell_of_waiting, is_settled)
             done = trial.finished() or trial.hopeless()
             return done or await self._attempt(trial)
         finally:
             lease.release()
 
-    def stopped(self, request: BertFineTuneRequest) -> BertFineTuneResult:
+    def stopped(self, request: BertFineTuneRequest, owner: str = "") -> BertFineTuneResult:
         """What there is to tell of a trial that a person has stopped."""
-        trial = _Trial(self._folder, request, self._worker, lambda progress: None)
-        return outcomes.failed_result(request, "stopped", "stopped by a person", trial.home, trial.course)
+        trial = _Trial(self._folder, request, self._worker, lambda progress: None, owner)
+        return trial.failed("stopped", "stopped by a person")
 
     async def _attempt(self, trial: _Trial) -> BertFineTuneResult:
         try:
@@ -109,7 +139,7 @@ class Trials:
             raise
         except (Unreachable, LaunchFailed) as error:  # the launcher was killed, or a node did not come
             found = Verdict("killed" if isinstance(error, LaunchFailed) else "failed", str(error))
-        except NotWritable as error:
+        except (NotWritable, _Hung) as error:
             found = Verdict("failed", str(error))
         except BertTrainParallelError as error:
             found = Verdict("failed", str(error), final=True)
@@ -130,6 +160,7 @@ class Trials:
         hold = await self._hold(trial)
         try:
             trial.lease.begin()
+            trial.moved = time.monotonic()
             return outcomes.verdict(
                 await self._launch(
                     launch_request(request, trial.command(store), str(trial.home), config.device),
@@ -171,7 +202,12 @@ class LaunchRefused(BertTrainParallelError):
 class _Trial:
     """What is known of a trial: its places and its course so far."""
 
-    def __init__(self, folder: SharedFolder, request: BertFineTuneRequest, worker: str, beat: Beat) -> None:
+    def __init__(self, folder: SharedFolder, request: BertFineTuneRequest, worker: str, beat: Beat, owner: str) -> None:
+        if request.resume_from_checkpoint:
+            raise LaunchRefused(
+                f"{request.run_id}: resume_from_checkpoint is not needed: a run goes on from its own newest checkpoint. "
+                "To go on from another run, name that one as from_run."
+            )
         if request.dataset_snapshot is None:
             raise LaunchRefused(f"{request.run_id} has no snapshot of its data; it is made before a launch.")
         self.request = request
@@ -184,27 +220,40 @@ class _Trial:
         self.config = trainer_config(request, folder)
         stem = store_stem(self.source.name)
         self.store = folder.store(store_key(self.source_config, snapshot), stem)
-        self.home_id = home_of_key(folder, trial_key(self.source_config, request, folder), request.run_id)
+        key = trial_key(self.source_config, request, folder)
+        keep_asked(folder, key, request)
+        self.home_id = home_of_key(folder, key, request.run_id)
         self.home = folder.run(self.home_id)
         self.files = RunFiles(self.home, stem)
         is_part = request_is_part(request)
         own = self.home / f"node_{request.node_rank}" if is_part else self.home
         own.mkdir(parents=True, exist_ok=True)
         self.output = own / "output.log"
-        self.lease = Lease(own, worker, 0 if is_part else request.launch.gpus)  # the first node counts for the whole fleet
+        gpus = 0 if is_part else request.launch.gpus  # the first node counts for the whole fleet
+        self.lease = Lease(own, worker, gpus, f"{owner}/{request.run_id}")
+        self.moved = time.monotonic()  # when the training last said something
         self.course = Course()
         self._tail = launches.Tail(self.files.progress)
         self.look()
 
     def look(self) -> None:
-        self.course.add(self._tail.read())
+        events = self._tail.read()
+        if events:
+            self.moved = time.monotonic()
+        self.course.add(events)
 
     def tick(self, phase: str) -> None:
-        """Look what has happened, write it down and tell it; raises Fenced."""
+        """Look what has happened, write it down and tell it; raises Fenced, and _Hung of a training that says nothing any more."""
         self.lease.check()
         self.look()
         self.lease.note(**self.steps())
         self.tell(phase)
+        bound = self.request.launch.no_progress_s
+        if phase == "training" and time.monotonic() - self.moved > bound:
+            raise _Hung(f"the training told no step, epoch or checkpoint for {bound:g} s, which is the limit launch.no_progress_s")
+
+    def tell_of_waiting(self) -> None:
+        self.tell("waiting for an earlier attempt" if self.lease.token else f"waiting for the same in {self.home_id}")
 
     def steps(self) -> dict[str, int]:
         course = self.course
@@ -232,25 +281,35 @@ class _Trial:
 
     def finished(self) -> BertFineTuneResult | None:
         """The result, if it is there, whoever trained it."""
-        if request_is_part(self.request):  # the first node says how it went
-            is_over = self.lease.attempt.outcome == "finished"
-            return BertFineTuneResult(run_id=self.request.run_id, config=self.request.config) if is_over else None
         files = self._folder.finished_files(self.home_id)
+        if request_is_part(self.request):  # the first node says how it went
+            is_over = self.lease.attempt.outcome == "finished" or (files is not None and not self.lease.token)
+            return BertFineTuneResult(run_id=self.request.run_id, config=self.request.config) if is_over else None
         if files is None:
             return None
         self.look()
-        found = outcomes.result_of(self.request, files, self.course)
-        if self.home_id == self.request.run_id:
-            return found
-        # it was paid for, and counted, under the other name
-        return found.model_copy(update={"same_as": self.home_id, "gpu_seconds": 0.0, "rows_seen": 0, "attempts": 0})
+        return self._ours(outcomes.result_of(self.request, files, self.course))
 
     def hopeless(self) -> BertFineTuneResult | None:
         """The result of a trial that failed for good; of several nodes, the first one says that."""
         if request_is_part(self.request):
             return None
         failure = outcomes.final_failure(attempts(self.lease.folder))
-        return outcomes.failed_result(self.request, *failure, self.home, self.course) if failure else None
+        return self.failed(*failure) if failure else None
+
+    def failed(self, state: State, words: str) -> BertFineTuneResult:
+        """A trial that ended without a RESULT, as a result."""
+        return self._ours(outcomes.failed_result(self.request, state, words, self.home, self.course))
+
+    def _ours(self, found: BertFineTuneResult) -> BertFineTuneResult:
+        """Less what was paid for, and counted, under another name."""
+        if self.home_id == self.request.run_id:
+            return found
+        own = [attempt for attempt in attempts(self.home) if attempt.owner == self.lease.attempt.owner]
+        worked = [attempt for attempt in own if attempt.began]
+        rows = max(found.steps - worked[0].first_step, 0) * self.request.config.batch_size if worked else 0
+        counted = {"gpu_seconds": gpu_seconds(own), "rows_seen": rows, "attempts": len(worked)}
+        return found.model_copy(update={"same_as": self.home_id, **counted})
 
     def command(self, store: Path) -> tuple[str, ...]:
         """What each rank runs. Written beside the run: its settings, and a link to the store, so that a report finds its data."""
@@ -315,22 +374,83 @@ def home_of_key(folder: SharedFolder, key: str, run_id: str) -> str:
     path = folder.key(key)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            aside = path.with_name(f".{secrets.token_hex(8)}")
-            aside.write_text(run_id, encoding="utf-8")
-            try:
-                os.link(aside, path)  # of two that ask at once, one is first
-            except FileExistsError:
-                pass
-            finally:
-                aside.unlink()
+        _write_once(path, run_id)
         home = path.read_text(encoding="utf-8").strip()
+        if home != run_id and _is_of_another_key(folder, home, key):  # it was removed, and its name used again
+            write_text(path, run_id)
+            home = run_id
         if home != run_id:
             folder.run(run_id).mkdir(parents=True, exist_ok=True)
             (folder.run(run_id) / "same_as").write_text(home, encoding="utf-8")
         return home
     except OSError as error:
         raise not_writable(error, path) or error from error
+
+
+def keep_asked(folder: SharedFolder, key: str, request: BertFineTuneRequest) -> None:
+    """Write down what a run was asked, so that it can be repeated, and is never given to whoever asks for something else.
+
+    Raises:
+        LaunchRefused: it was asked for something else before; the sentence says what differs.
+    """
+    path = folder.asked(request.run_id)
+    plain = request.model_copy(update={"node_rank": None, "reservation": None})
+    words = ""
+    try:
+        if not path.exists() and folder.finished_files(request.run_id) and not folder.key(key).exists():
+            words = "which was trained with other settings or data"
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write_once(path, json.dumps({"key": key, "request": plain.model_dump(mode="json")}))
+            earlier_key, earlier = asked_before(folder, request.run_id)
+            if earlier_key != key:  # without a difference: a later version hashes the same in another way
+                words = "; ".join(differing(_what_counts(plain), _what_counts(earlier)))
+                words = words and f"which differs in {words}"
+    except OSError as error:
+        raise not_writable(error, path) or error from error
+    if words:
+        raise LaunchRefused(
+            f"{path.parent} is of another run of this name, {words}. Give the new one its own run_id (trials of a sweep: its own "
+            "experiment_id), or remove that folder."
+        )
+
+
+def asked_before(folder: SharedFolder, run_id: str) -> tuple[str, BertFineTuneRequest]:
+    """The key of a run, and what it was asked.
+
+    Raises:
+        OSError: that was not written down.
+    """
+    found = json.loads(folder.asked(run_id).read_text(encoding="utf-8"))
+    return str(found["key"]), BertFineTuneRequest.model_validate(found["request"])
+
+
+def _what_counts(request: BertFineTuneRequest) -> dict[str, Any]:
+    """What of a request may make another model, by names that its author knows."""
+    config = request.config.model_dump(mode="json", exclude={"run_id", "dataset_name", "validation_file", "test_file", "use_gpu"})
+    found = request.model_dump(mode="json", include={"metric", "rung", "from_run", "again"})
+    return {**config, **found, "data": request.dataset_snapshot and request.dataset_snapshot.data_hash[:12]}
+
+
+def _is_of_another_key(folder: SharedFolder, run_id: str, key: str) -> bool:
+    try:
+        return asked_before(folder, run_id)[0] != key
+    except OSError:
+        return False
+
+
+def _write_once(path: Path, text: str) -> None:
+    """Write a whole file, unless there is one: of two that try at once, one is first."""
+    if path.exists():
+        return
+    aside = path.with_name(f".{secrets.token_hex(8)}")
+    aside.write_text(text, encoding="utf-8")
+    try:
+        os.link(aside, path)
+    except FileExistsError:
+        pass
+    finally:
+        aside.unlink()
 
 
 def home_of(folder: SharedFolder, run_id: str) -> str:
@@ -364,4 +484,4 @@ def _hash(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:32]
 
 
-__all__ = ["Fenced", "TrialProgress", "Trials", "TryAgain"]
+__all__ = ["Busy", "Fenced", "TrialProgress", "Trials", "TryAgain"]

@@ -185,6 +185,84 @@ def test_a_newer_attempt_takes_over_and_the_older_one_ends(
     assert second.first_step >= first.saved_step  # nothing was lost, and nothing was trained by both at a time
 
 
+def test_two_trials_at_a_time_that_ask_for_the_same_are_trained_once(
+    folder: SharedFolder, ask: Callable[..., m.BertFineTuneRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRETEND_STEPS", "30")
+    monkeypatch.setenv("PRETEND_STEP_S", "0.03")
+    waiting: list[TrialProgress] = []
+
+    async def go() -> list[m.BertFineTuneResult]:
+        first = asyncio.create_task(Trials(folder, "one").run(ask("one"), lambda beat: None, "a sweep"))
+        await asyncio.sleep(0.3)
+        others = [("two", "a sweep"), ("one", "another sweep")]
+        return await asyncio.gather(first, *(Trials(folder, "x").run(ask(run_id), waiting.append, owner) for run_id, owner in others))
+
+    first, same, elsewhere = asyncio.run(asyncio.wait_for(go(), 60))
+    assert (first.state, first.steps, first.attempts) == ("finished", 30, 1)
+    assert (same.same_as, same.gpu_seconds, same.rows_seen) == ("one", 0, 0)
+    assert (elsewhere.state, elsewhere.score, elsewhere.same_as) == ("finished", first.score, None)
+    assert len(lease.attempts(folder.run("one"))) == 1
+    assert {beat.phase for beat in waiting} == {"waiting for the same in one"}
+
+
+def test_a_trial_that_waits_for_the_same_can_be_cancelled_and_trains_it_when_the_other_is_stopped(
+    folder: SharedFolder, ask: Callable[..., m.BertFineTuneRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRETEND_STEPS", "40")
+    monkeypatch.setenv("PRETEND_STEP_S", "0.05")
+    beats: list[TrialProgress] = []
+
+    async def go() -> m.BertFineTuneResult:
+        first = asyncio.create_task(Trials(folder, "one").run(ask("one"), beats.append))
+        while not any(beat.step > 4 for beat in beats):
+            await asyncio.sleep(0.02)
+        tired, patient = (asyncio.create_task(Trials(folder, run_id).run(ask(run_id), lambda beat: None)) for run_id in ("two", "three"))
+        await asyncio.sleep(0.3)
+        tired.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await tired
+        assert not first.done()
+        assert Trials(folder, "two").stopped(ask("two")).gpu_seconds == 0  # what the other spends is not this one's
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        return await patient
+
+    result = asyncio.run(asyncio.wait_for(go(), 60))
+    assert (result.state, result.steps, result.same_as) == ("finished", 40, "one")
+    stopped, finished = lease.attempts(folder.run("one"))
+    assert (stopped.outcome, finished.outcome, finished.owner) == ("cancelled", "finished", "/three")
+    assert finished.first_step > 0
+    assert result.gpu_seconds == pytest.approx(finished.seconds)
+
+
+def test_another_request_under_a_runs_name_is_refused(folder: SharedFolder, ask: Callable[..., m.BertFineTuneRequest]) -> None:
+    run(folder, ask("mine"))
+    with pytest.raises(trials.LaunchRefused, match=r"mine is of another run .* differs in learning_rate \(was 0.1, is now 0.2\)\. Give"):
+        run(folder, ask("mine", learning_rate=0.2))
+    assert run(folder, ask("other", learning_rate=0.2)).same_as is None  # and the refused one has not taken its place
+    folder.asked("mine").unlink()  # trained by a version that did not write it down
+    assert run(folder, ask("mine")).score == 0.6
+    folder.asked("mine").unlink()
+    with pytest.raises(trials.LaunchRefused, match="trained with other settings or data"):
+        run(folder, ask("mine", learning_rate=0.3))
+    with pytest.raises(trials.LaunchRefused, match="from_run"):
+        run(folder, ask("new", resume_from_checkpoint="bert_runs/mine/step_3"))
+
+
+def test_a_training_that_tells_nothing_any_more_is_ended_and_has_failed(
+    folder: SharedFolder, ask: Callable[..., m.BertFineTuneRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRETEND_STEP_S", "60")
+    began = time.monotonic()
+    with pytest.raises(TryAgain, match=r"launch\.no_progress_s"):
+        run(folder, ask(launch={"grace_s": 1, "no_progress_s": 2}))
+    assert time.monotonic() - began < 30
+    assert [attempt.outcome for attempt in lease.attempts(folder.run("mine"))] == ["failed"]
+    assert not alive()
+
+
 def test_the_lock_of_a_run_is_free_only_when_no_process_of_its_attempt_is_left(tmp_path: Path) -> None:
     async def go() -> None:
         held = lease.Lease(tmp_path, "one", 1)
