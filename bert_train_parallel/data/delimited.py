@@ -6,8 +6,8 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from operator import itemgetter
@@ -30,6 +30,8 @@ _END = "\ue000 end of file \ue000"  # a line of our own behind the last, to see 
 
 _SEPARATOR_LINE = re.compile(r'"?sep=([^\r\n"])"?(\r\n|\r|\n)', re.IGNORECASE)  # Excel's own, before the header
 
+_BACKSLASH = re.compile(r"\\(.?)", re.DOTALL)
+
 csv.field_size_limit(2**31 - 1)  # the length of cells is checked by --max_cell_bytes, which can be said in a sentence
 
 
@@ -40,15 +42,45 @@ class Form:
     delimiter: str
     quoting: Quoting
     header: bool
+    spaced: bool = False  # spaces behind a delimiter are not of the cell, as in `label, "text"`
+    escaped: bool = False  # a quote within quotes is written \", not ""
 
     def __str__(self) -> str:
         """
         >>> print(Form("\\t", "none", False))
         tab-separated, quotes are text, no header
+        >>> print(Form(",", "minimal", True, spaced=True, escaped=True))
+        comma-separated, spaces before cells left out, \\" for a quote, header
         """
         between = "one column" if self.delimiter == _NO_DELIMITER else f"{_NAMES.get(self.delimiter, repr(self.delimiter))}-separated"
         quotes = ", quotes are text" if self.quoting == "none" else ""
-        return f"{between}{quotes}, {'header' if self.header else 'no header'}"
+        spaces, escapes = ", spaces before cells left out" * self.spaced, ', \\" for a quote' * self.escaped
+        return f"{between}{quotes}{spaces}{escapes}, {'header' if self.header else 'no header'}"
+
+    def reader(self, lines: Iterable[str], strict: bool = False) -> Any:
+        """The csv module's reader of this form.
+
+        Args:
+            strict: letters behind a closing quote are an error.
+        """
+        quoting: Any = csv.QUOTE_MINIMAL if self.quoting == "minimal" else csv.QUOTE_NONE
+        return csv.reader(
+            map(_without_other_escapes, lines) if self.escaped else lines,
+            delimiter=self.delimiter,
+            quoting=quoting,
+            skipinitialspace=self.spaced,
+            escapechar="\\" if self.escaped else None,
+            strict=strict,
+        )
+
+
+def _without_other_escapes(line: str) -> str:
+    """A line in which every backslash that stands before another letter than a quote, a backslash or a line end is kept.
+
+    >>> print(_without_other_escapes(r'"C:\\new\" and \\\\ more",a'))
+    "C:\\\\new\" and \\\\ more",a
+    """
+    return _BACKSLASH.sub(lambda found: found[0] if found[1] in '"\\\r\n' else "\\" + found[0], line) if "\\" in line else line
 
 
 def open_delimited(file: TextFile, name: str, config: DataConfig) -> Table:
@@ -139,8 +171,7 @@ def _rows(text: Any, form: Form, name: str, most: int, before: int, cut: bool = 
         cut: the text is the beginning of a file, so that its last record may be half a one.
     """
     lines = _Lines(text, name, most, before, cut)
-    quoting: Any = csv.QUOTE_MINIMAL if form.quoting == "minimal" else csv.QUOTE_NONE
-    reader = csv.reader(lines, delimiter=form.delimiter, quoting=quoting)
+    reader = form.reader(lines)
     row: list[str] = []
     try:
         for row in reader:
@@ -161,66 +192,112 @@ def find_form(beginning: str, whole: bool, config: DataConfig) -> Form:
     """The form of a file by its beginning, where the settings leave it open.
 
     >>> find_form("ham\\tOk lar, he said\\nspam\\t\\"Free entry\\" now\\nham\\tyes\\n", True, DataConfig())
-    Form(delimiter='\\t', quoting='none', header=False)
+    Form(delimiter='\\t', quoting='none', header=False, spaced=False, escaped=False)
     """
+    beginning = beginning.replace("\0", "")
     delimiter = config.delimiter if config.delimiter != "auto" else _find_delimiter(beginning[: _BEGINNING // 4])
-    quoting = config.quoting if config.quoting != "auto" else _find_quoting(beginning, delimiter, whole)
+    form = Form(delimiter, "none", header=False)
+    if config.quoting != "none":
+        quoted = _find_spelling(beginning, delimiter)
+        if config.quoting == "minimal" or _is_quoted(beginning, quoted, whole):
+            form = quoted
     if config.header != "auto":
-        return Form(delimiter, quoting, config.header == "yes")
-    rows = [row for row in islice(_parsed(beginning, delimiter, quoting), LOOK) if row]
-    return Form(delimiter, quoting, _has_header(rows, {config.text, config.label, config.text_pair} - {None}))
+        return replace(form, header=config.header == "yes")
+    rows = [row for row in islice(form.reader(_lines_of(beginning)), LOOK) if row]
+    return replace(form, header=_has_header(rows, {config.text, config.label, config.text_pair} - {None}))
 
 
-def _parsed(text: str, delimiter: str, quoting: Quoting) -> Iterator[list[str]]:
-    mode: Any = csv.QUOTE_MINIMAL if quoting == "minimal" else csv.QUOTE_NONE
-    return csv.reader(io.StringIO(text.replace("\0", ""), newline=""), delimiter=delimiter, quoting=mode)
+def _lines_of(text: str) -> Iterable[str]:
+    return io.StringIO(text, newline="")
+
+
+def _spellings(text: str, delimiter: str) -> list[Form]:
+    """How quoted cells may be written in a text: as usual, with spaces before them, with a backslash before quotes within them."""
+    usual = Form(delimiter, "minimal", header=False)
+    forms = [usual, replace(usual, escaped=True)] if '\\"' in text else [usual]
+    if re.search(rf'(^|{re.escape(delimiter)}) +"', text, re.MULTILINE):
+        forms += [replace(form, spaced=True) for form in forms if _any_quote_behind_space(text, form)]
+    return forms
+
+
+def _any_quote_behind_space(text: str, form: Form) -> bool:
+    """Whether a cell begins with spaces and a quote; within other quotes, where texts have such, it is none."""
+    return any(cell[:1] == " " and cell.lstrip(" ")[:1] == '"' for row in form.reader(_lines_of(text)) for cell in row)
+
+
+def _find_spelling(text: str, delimiter: str) -> Form:
+    """The spelling of quoted cells that leaves the fewest lines in records that no program writes so; of two alike, the simpler one.
+
+    Where nothing speaks against it, quotes behind spaces enclose a cell: a program that writes them as text puts quotes around them.
+    """
+    spellings = _spellings(text, delimiter)
+    if len(spellings) == 1:
+        return spellings[0]
+    odd = {form: _odd_lines(text, form) for form in spellings}
+    return min(spellings, key=lambda form: (odd[form], form.escaped, not form.spaced))
+
+
+def _odd_lines(text: str, form: Form) -> int:
+    """Lines in records with letters behind a closing quote, or of another width than most, or of several whole records."""
+    lines = io.StringIO(text, newline="").readlines()
+    usual = Counter(len(row) for row in form.reader(lines) if row).most_common(1)[0][0]
+    reader, first, odd = form.reader(iter(lines)), 0, 0
+    for row in reader:
+        record, first = lines[first : reader.line_num], reader.line_num
+        if row and (len(row) != usual or _is_sloppy(record, form) or _are_several(record, form.delimiter, usual - 1)):
+            odd += len(record)
+    return odd
 
 
 def _find_delimiter(text: str) -> str:
     """The delimiter that gives most records as many cells as the first one has; several columns at least."""
     best, best_share = _NO_DELIMITER, 0.0
     for delimiter in _DELIMITERS:
-        for quoting in ("minimal", "none"):
-            widths = [len(row) for row in _parsed(text, delimiter, quoting) if row][:-1] or [
-                len(row) for row in _parsed(text, delimiter, quoting) if row
-            ]
+        for form in (*_spellings(text, delimiter), Form(delimiter, "none", False)):
+            rows = [len(row) for row in form.reader(_lines_of(text)) if row]
+            widths = rows[:-1] or rows
             share = widths.count(widths[0]) / len(widths) if widths and widths[0] > 1 else 0.0
             if share > best_share + 0.01:
                 best, best_share = delimiter, share
-    names = next((row for row in _parsed(text, best, "minimal") if row), [])
+    names: list[str] = next((row for row in Form(best, "minimal", False).reader(_lines_of(text)) if row), [])
     return best if best_share >= 0.7 or any(map(is_known_name, names)) else _NO_DELIMITER
 
 
-def _find_quoting(text: str, delimiter: str, whole: bool) -> Quoting:
+def _is_quoted(text: str, form: Form, whole: bool) -> bool:
     """Whether double quotes enclose cells.
 
     Records that only quotes hold together (a delimiter, a line end or a doubled quote within a cell) speak for it.
     Against it: letters after a closing quote, and records of several lines of which each is a whole record by itself.
     Files with tabs need a reason for quotes, files with commas one against them.
     """
-    mark = re.escape(delimiter)
-    if not re.search(rf'(^|{mark})"', text, re.MULTILINE):
-        return "none" if delimiter == "\t" else "minimal"
+    delimiter = form.delimiter
+    if not re.search(rf'(^|{re.escape(delimiter)}){" *" * form.spaced}"', text, re.MULTILINE):
+        return delimiter != "\t"
     lines = io.StringIO(text, newline="").readlines()
-    reader = csv.reader(iter(lines), delimiter=delimiter)
-    widths = Counter(line.count(delimiter) for line in lines)
-    usual = widths.most_common(1)[0][0]
+    reader = form.reader(iter(lines))
+    usual = Counter(line.count(delimiter) for line in lines).most_common(1)[0][0]
+    within = '\\"' if form.escaped else '""'
     held = against = first = 0
     for row in reader:
         record, first = lines[first : reader.line_num], reader.line_num
         if first == len(lines) and len(record) > 1:  # the beginning ends within this record, or the file within a quote
             against += delimiter == "\t" and whole
-        elif _is_sloppy(record, delimiter) or (len(record) > 1 and all(line.count(delimiter) == usual for line in record)):
+        elif _is_sloppy(record, form) or _are_several(record, delimiter, usual):
             against += 1
-        elif len(record) > 1 or record[0].count(delimiter) != len(row) - 1 or '""' in record[0]:
+        elif len(record) > 1 or record[0].count(delimiter) != len(row) - 1 or within in record[0]:
             held += 1
-    return "minimal" if held >= against else "none"
+    return held >= against
 
 
-def _is_sloppy(record: list[str], delimiter: str) -> bool:
+def _are_several(record: list[str], delimiter: str, usual: int) -> bool:
+    """Whether each line of a record has as many delimiters as are usual, so that it may be a record by itself."""
+    return len(record) > 1 and all(line.count(delimiter) == usual for line in record)
+
+
+def _is_sloppy(record: list[str], form: Form) -> bool:
     """Whether letters follow a closing quote in a record: no program writes cells so."""
     try:
-        for _ in csv.reader(record, delimiter=delimiter, strict=True):
+        for _ in form.reader(record, strict=True):
             pass
     except csv.Error:
         return True

@@ -166,7 +166,7 @@ def _refuse_binary(path: Path, beginning: bytes) -> None:
             raise BadSource(f"{path} is {what}; a text file is expected: {todo}.")
     if beginning.count(0) + _controls(beginning) > len(beginning) / 20:
         raise BadSource(
-            f"{path} is a binary file; a CSV, JSON lines or Parquet file is expected. If it is text, name its --encoding, such as utf-16-le."
+            f"{path} is a binary file; a CSV, JSON lines or Parquet file is expected. For text, name its --encoding, such as utf-16-le."
         )
 
 

@@ -94,7 +94,9 @@ def _array(file: TextFile, name: str) -> Objects:
 
 
 def _whole(cell: Any) -> Any:
-    """A text without halves of surrogate pairs, which JSON can spell and UTF-8 cannot."""
+    """A text without halves of surrogate pairs, which JSON can spell and UTF-8 cannot; `true` and `false` as JSON writes them."""
+    if isinstance(cell, bool):
+        return "true" if cell else "false"
     if not isinstance(cell, str):
         return cell
     try:

@@ -26,7 +26,8 @@ fuzzed = settings(max_examples=CASES, deadline=None, suppress_health_check=[Heal
 
 PIECES = [
     *("text", "label", "tweet", "class", ",", ",", "\t", ";", "|", '"', '"', '""', "\n", "\n", "\r", "\r\n", "a", "0", "1.5", "good", " "),
-    *("the dog barks", "\x85", "\u2028", "é", "\0", "\ufeff", "'", "\\", "{", "}", "[", "]", '{"text": "a", "label": 1}\n', "x" * 2_000),
+    *("the dog barks", "\x85", "\u2028", "é", "\0", "\ufeff", "'", "\\", ', "', '\\"', "{", "}", "[", "]"),
+    *('{"text": "a", "label": 1}\n', "x" * 2_000),
 ]
 tables = st.lists(st.sampled_from(PIECES), max_size=60).map("".join)
 encodings = st.sampled_from(["utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252"])

@@ -133,6 +133,47 @@ def test_quotes_around_cells_are_taken_off_where_cells_need_them(write: Write) -
     ]
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        'text, label\n"the dog, or ""so""", good\n"two\nlines", bad\n"plain", good\n',
+        'label, text\ngood, "the dog, or ""so"""\nbad, "two\nlines"\ngood, "plain"\n',
+        '"label",   "text"\n"good", "the dog, or ""so"""\n"bad",  "two\nlines"\n"good","plain"\n',
+        'label; text\ngood; "the dog, or ""so"""\nbad; "two\nlines"\ngood; plain\n',
+        'label, text\ngood, "the dog, or \\"so\\""\nbad, "two\nlines"\ngood, plain\n',
+        'text,label\n"the dog, or \\"so\\"",good\n"two\nlines",bad\n"plain",good\n',
+        'text\tlabel\n"the dog, or \\"so\\""\tgood\n"two\\\nlines"\tbad\nplain\tgood\n',
+    ],
+)
+def test_quotes_behind_spaces_and_quotes_behind_backslashes_are_read_as_meant(write: Write, content: str) -> None:
+    assert pairs(write(content)) == [('the dog, or "so"', "good"), ("two\nlines", "bad"), ("plain", "good")]
+    assert pairs(write(content), quoting="minimal") == [('the dog, or "so"', "good"), ("two\nlines", "bad"), ("plain", "good")]
+
+
+def test_quotes_behind_spaces_that_enclose_nothing_stay_text(write: Write) -> None:
+    lines = ['spam, "free" entry', 'ham, "well" he said "ok"', "ham, yes"]
+    source = opened(write("label,text\n" + "\n".join(lines) + "\n"))
+    assert [sample.text.strip() for sample in source.samples()] == [line.partition(", ")[2] for line in lines]
+    assert "spaces before cells" not in source.described
+
+
+def test_quotes_behind_spaces_within_quotes_are_no_sign_of_anything(write: Write) -> None:
+    path = write('text,label\n"he said, ""so"", and left",good\n" the dog, ""or""",bad\n the cat,good\n')
+    assert [sample.text for sample in read(path)] == ['he said, "so", and left', ' the dog, "or"', " the cat"]
+
+
+def test_backslashes_that_do_not_stand_before_a_quote_are_kept(write: Write) -> None:
+    path = write('text,label\n"in C:\\new\\, she said \\"no\\"",good\na\\b\\,bad\n"one \\\\ two",good\n')
+    assert pairs(path) == [('in C:\\new\\, she said "no"', "good"), ("a\\b\\", "bad"), ("one \\ two", "good")]
+    assert 'comma-separated, \\" for a quote, header' in opened(path).described
+
+
+@pytest.mark.parametrize("text, meant", [('"ends in C:\\"', "ends in C:\\"), ('"both \\""so\\"" here"', 'both \\"so\\" here')])
+def test_a_backslash_before_a_quote_that_closes_is_text(write: Write, text: str, meant: str) -> None:
+    path = write(f"text,label\n{text},good\n" + '"the dog",bad\n' * 3)
+    assert pairs(path) == [(meant, "good"), *[("the dog", "bad")] * 3]
+
+
 def test_quoting_can_be_given(write: Write) -> None:
     path = write('text,label\n"a b",x\n"c d",y\n')
     assert [sample.text for sample in read(path, quoting="none")] == ['"a b"', '"c d"']
@@ -179,7 +220,7 @@ def test_a_broken_byte_in_little_utf_8_spoils_no_other_letter(write: Write, lett
 
 def test_western_text_that_has_a_few_letters_of_utf_8_by_chance_stays_western(write: Write) -> None:
     texts = ["café", "über", "GRÄ™ und Ã©", "straße", "naïve", "señor"]  # Ä™ and Ã© are whole letters of UTF-8
-    source = opened(write("text,label\n".encode() + "".join(f"{text},{'ab'[len(text) % 2]}\n" for text in texts).encode("cp1252")))
+    source = opened(write(b"text,label\n" + "".join(f"{text},{'ab'[len(text) % 2]}\n" for text in texts).encode("cp1252")))
     assert [sample.text for sample in source.samples()] == texts
     assert "read as cp1252" in source.described
 
