@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from bert_train_parallel.errors import not_writable
@@ -17,8 +17,8 @@ except ImportError:  # Windows: no lock between processes there; the rename stil
 
 @contextlib.contextmanager
 def only_builder(store: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold the lock of a store. What killed builders left beside it is removed; a folder that was made for the lock and
-    stayed empty goes too.
+    """Hold the lock of a store. What killed builders left beside it is removed; folders that were made for the lock and
+    stayed empty go too.
 
     Args:
         waiting: called once when another process holds the lock.
@@ -26,12 +26,15 @@ def only_builder(store: Path, waiting: Callable[[], None] = lambda: None) -> Ite
         NotWritable: the folder is read-only or full.
     """
     lock = store.with_name(f".{store.name}.lock")
-    made = not lock.parent.exists()
+    made = [folder for folder in lock.parents if not os.path.lexists(folder)]  # the deepest first
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _locked(lock, waiting)
-    except OSError as error:
-        raise not_writable(error, store) or error from error
+    except BaseException as error:
+        _remove_empty(made)
+        if isinstance(error, OSError):
+            raise not_writable(error, store) or error from error
+        raise
     try:
         for leftover in store.parent.glob(f".{store.name}.*.part"):
             leftover.unlink(missing_ok=True)
@@ -40,9 +43,14 @@ def only_builder(store: Path, waiting: Callable[[], None] = lambda: None) -> Ite
         with contextlib.suppress(OSError):
             lock.unlink()  # while it is held: who waits for this file finds that it is gone, and makes a new one
         os.close(descriptor)
-        if made:
-            with contextlib.suppress(OSError):
-                lock.parent.rmdir()
+        _remove_empty(made)
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    """Remove folders that hold nothing, each of which may be in the next."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 def _locked(lock: Path, waiting: Callable[[], None]) -> int:

@@ -201,6 +201,19 @@ def test_a_place_for_results_that_cannot_be_is_one_line(
     assert content_hash(tmp_path) == before
 
 
+@pytest.mark.parametrize("place", ["n1", "n1/n2/n3", "kept/n2/n3", "n1/" + "n" * 300])
+def test_no_folder_of_those_that_were_made_for_results_stays_after_a_refusal(
+    place: str, tmp_path: Path, tiny_tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "x.csv").write_text(GOOD.replace(",b", ",a"))
+    (tmp_path / "kept").mkdir()
+    before = content_hash(tmp_path)
+    config = DataConfig(model=str(tiny_tokenizer))
+    assert run_command("bert_train_parallel", lambda: prepare(config, str(tmp_path / "x.csv"), str(tmp_path / place), quiet).close()) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert content_hash(tmp_path) == before
+
+
 @pytest.mark.parametrize("flag", ["validation_file", "test_file"])
 @pytest.mark.parametrize(
     "content, words",
