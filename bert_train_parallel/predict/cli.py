@@ -45,9 +45,7 @@ def _parser() -> argparse.ArgumentParser:
         "inputs", metavar="INPUT", nargs="+", help="texts; or one CSV, JSON lines or Parquet file; or - for lines of standard input"
     )
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="write there (.csv or .jsonl) instead of to the terminal")
-    parser.add_argument(
-        "--with_text", "--with-text", action="store_true", help="repeat the text beside its prediction; always so for texts given here"
-    )
+    parser.add_argument("--with_text", action="store_true", help="repeat the text beside its prediction; always so for texts given here")
     parser.add_argument("-q", "--quiet", action="store_true", help="no line about numbers and speed")
     columns = parser.add_argument_group("columns of a file, as in training")
     for name in _COLUMN_SETTINGS:
@@ -59,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     machine.add_argument(
         "--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16", "float64"], help="precision; auto: as in training"
     )
-    machine.add_argument("--batch_size", "--batch-size", metavar="N", type=int, help="rows of full length per forward pass")
+    machine.add_argument("--batch_size", metavar="N", type=int, help="rows of full length per forward pass")
     machine.add_argument("--threads", metavar="N", type=int, help="CPU threads")
     return parser
 

@@ -121,6 +121,17 @@ def test_the_columns_of_training_are_those_of_prediction(
     )
 
 
+def test_flags_are_taken_with_dashes_as_with_underscores() -> None:
+    flags = ["text_pair", "max_cell_bytes", "batch_size"]
+    typed = [[word for flag in flags for word in (f"--{flag.replace('_', mark)}", "7")] for mark in "_-"]
+    first, second = (
+        cli._parser().parse_args(["model", "text", "--with" + mark + "text", *words]) for mark, words in zip("_-", typed, strict=True)
+    )
+    assert first == second
+    assert (first.text_pair, first.max_cell_bytes, first.batch_size, first.with_text) == ("7", "7", 7, True)
+    assert cli._parser().parse_args(["model", "text", "--max", "7"]).max_cell_bytes == "7"
+
+
 def test_a_regression_answers_with_numbers(save_run: Callable[..., RunFiles], type_in: Callable[..., Output]) -> None:
     _, lines, _ = type_in("the dog", model=save_run(task_type="regression").folder)
     assert lines[0] == ["line", "prediction", "text"]
