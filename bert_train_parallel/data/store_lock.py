@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from bert_train_parallel.errors import not_writable
@@ -13,6 +13,8 @@ try:
     import fcntl
 except ImportError:  # Windows: no lock between processes there; the rename still keeps the store whole
     fcntl = None  # type: ignore[assignment]
+
+_TRIES = 20  # to make a folder that others, who have made and not filled it, remove
 
 
 @contextlib.contextmanager
@@ -26,10 +28,9 @@ def only_builder(store: Path, waiting: Callable[[], None] = lambda: None) -> Ite
         NotWritable: the folder is read-only or full.
     """
     lock = store.with_name(f".{store.name}.lock")
-    made = [folder for folder in lock.parents if not os.path.lexists(folder)]  # the deepest first
+    made: set[Path] = set()  # folders
     try:
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _locked(lock, waiting)
+        descriptor = _locked_in_its_folder(lock, waiting, made)
     except BaseException as error:
         _remove_empty(made)
         if isinstance(error, OSError):
@@ -42,15 +43,32 @@ def only_builder(store: Path, waiting: Callable[[], None] = lambda: None) -> Ite
     finally:
         with contextlib.suppress(OSError):
             lock.unlink()  # while it is held: who waits for this file finds that it is gone, and makes a new one
-        os.close(descriptor)
         _remove_empty(made)
+        os.close(descriptor)
 
 
-def _remove_empty(folders: Sequence[Path]) -> None:
-    """Remove folders that hold nothing, each of which may be in the next."""
-    for folder in folders:
+def _remove_empty(folders: Iterable[Path]) -> None:
+    """Remove folders that hold nothing, or nothing but each other."""
+    for folder in sorted(folders, key=lambda path: -len(path.parts)):
         with contextlib.suppress(OSError):
             folder.rmdir()
+
+
+def _locked_in_its_folder(lock: Path, waiting: Callable[[], None], made: set[Path]) -> int:
+    """A descriptor that holds the lock; its folder is made anew where the one who held the lock before has taken it away.
+
+    Args:
+        made: takes the folders that are made.
+    """
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            made.update(folder for folder in lock.parents if not os.path.lexists(folder))
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            return _locked(lock, waiting)
+        except FileNotFoundError:
+            if not tries_left:
+                raise
+    raise AssertionError
 
 
 def _locked(lock: Path, waiting: Callable[[], None]) -> int:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ import pytest
 from bert_train_parallel.config import DataConfig
 from bert_train_parallel.data.preparation import prepare
 from bert_train_parallel.data.store import Store
+from bert_train_parallel.data.store_lock import only_builder
 from bert_train_parallel.errors import BadSource, BadStore, NotWritable
 
 from .conftest import content_hash
@@ -339,3 +341,20 @@ def test_a_full_disk_is_one_sentence_and_the_store_that_was_there_stays(
     ):
         prepared(source, disk.folder)
     assert content_hash(disk.folder) == before
+
+
+def test_who_waits_for_a_lock_makes_the_folder_anew_that_the_one_before_has_taken_away(tmp_path: Path) -> None:
+    store = tmp_path / "n1" / "n2" / "x.sqlite"
+    waits, found = threading.Event(), list[bool]()
+
+    def second() -> None:
+        with only_builder(store, waits.set):
+            found.append(store.parent.is_dir())
+
+    waiting = threading.Thread(target=second)
+    with only_builder(store):
+        waiting.start()
+        assert waits.wait(10)
+    waiting.join(10)
+    assert found == [True]
+    assert list(tmp_path.iterdir()) == []
