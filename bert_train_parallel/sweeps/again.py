@@ -1,4 +1,6 @@
-"""A trial repeated from what the history says was asked, and the snapshot: the original input is not needed."""
+"""A trial repeated from what was asked, and the snapshot: the original input is not needed.
+
+What was asked is in the folder of each run; where that is gone, it is in the history of the server."""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps import views
 from bert_train_parallel.sweeps.folder import SharedFolder
 from bert_train_parallel.sweeps.snapshots import check_snapshot
-from bert_train_parallel.sweeps.trials import TrialProgress, Trials, TryAgain, home_of
+from bert_train_parallel.sweeps.trials import TrialProgress, Trials, TryAgain, asked_before, home_of
 from bert_train_parallel.sweeps.watching import workflow_id
 
 
@@ -29,6 +31,12 @@ async def asked_for(client: Client, experiment_id: str) -> list[m.BertFineTuneRe
         for request in await _launches(client, history):
             found[request.run_id] = request
     return list(found.values())
+
+
+def written_down(folder: SharedFolder, experiment_id: str) -> list[m.BertFineTuneRequest]:
+    """The same, as the runs' folders say it."""
+    found = sorted(folder.run(experiment_id).parent.glob(f"{experiment_id}-*/asked.json"))
+    return [asked_before(folder, path.parent.name)[1] for path in found]
 
 
 async def _launches(client: Client, history: WorkflowHistory) -> list[m.BertFineTuneRequest]:

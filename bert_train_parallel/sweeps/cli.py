@@ -17,6 +17,8 @@ from bert_train_parallel.processes import end_with
 if TYPE_CHECKING:
     from temporalio.client import Client
 
+    from bert_train_parallel.sweeps.messages import BertFineTuneRequest
+
 NAME = "bert_sweep"
 _EPILOG = """examples:
   bert_sweep example random > sweep.json     a file to begin with
@@ -27,6 +29,9 @@ _EPILOG = """examples:
 A sweep's files are in ./bert_sweeps (or --output_dir). Commands find the server there; --address names another one, and
 Temporal's own environment variables and configuration file are read (TLS, API keys).
 """
+_RUN_ELSEWHERE = (
+    "run has a server and workers of its own; leave {} out. On another server: bert_sweep worker {}, and then bert_sweep start FILE {}."
+)
 _NEEDED = "Sweeps need Temporal and Optuna, which are not all installed: pip install 'bert-train-parallel[sweep]'"
 
 
@@ -45,6 +50,9 @@ class _Parser(argparse.ArgumentParser):
 
 def _run(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(_with_dashes(argv))
+    given = " ".join(f"--{name} {getattr(arguments, name)}" for name in ("address", "namespace") if getattr(arguments, name))
+    if arguments.own_server and given:
+        raise BadSetting(arguments.own_server.replace("{}", given))
     try:
         return int(arguments.body(arguments) or 0)
     except ModuleNotFoundError as error:
@@ -82,31 +90,35 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog=NAME, description=main.__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def command(name: str, body: Callable[[argparse.Namespace], int | None], *words: tuple[str, dict[str, Any]]) -> None:
+    def command(
+        name: str, body: Callable[[argparse.Namespace], int | None], *words: tuple[str, dict[str, Any]], own_server: str = ""
+    ) -> None:
+        """`own_server`: why it takes no other, and what to type instead."""
         one = commands.add_parser(name, help=(body.__doc__ or "").split("\n")[0], description=body.__doc__)
         for word, options in words:
             one.add_argument(word, **options)
         one.add_argument(
             "--output_dir", type=Path, default=Path("bert_sweeps"), metavar="FOLDER", help="where all sweeps' files are (bert_sweeps)"
         )
-        one.add_argument("--address", metavar="HOST:PORT", help="Temporal's server (default: that of the folder)")
-        one.add_argument("--namespace", help="Temporal's namespace")
-        one.set_defaults(body=body)
+        other = "Temporal's server (default: that of the folder, if it runs)"
+        one.add_argument("--address", metavar="HOST:PORT", help=argparse.SUPPRESS if own_server else other)
+        one.add_argument("--namespace", help=argparse.SUPPRESS if own_server else "Temporal's namespace")
+        one.set_defaults(body=body, own_server=own_server)
 
     sweep_id = ("id", {"type": _name, "metavar": "ID", "help": "the sweep's experiment_id"})
     file = ("file", {"type": Path, "metavar": "FILE", "help": "JSON; bert_sweep example shows one"})
     trials = ("--trials", {"type": _whole(1), "metavar": "N", "help": "trials at a time here (default: one for each GPU)"})
     number = ("trial", {"type": _whole(0), "metavar": "TRIAL"})
     kinds = {"choices": ("coordinate", "ladder", "random")}
-    command("run", _run_sweep, file)
-    command("coordinate", _coordinate, file, trials)
-    command(
-        "example", _example, ("kind", kinds), ("--hub", {"action": "store_true", "help": "the demo's models and data sets, from the hub"})
-    )
+    command("run", _run_sweep, file, own_server=_RUN_ELSEWHERE)
+    command("coordinate", _coordinate, file, trials, own_server="coordinate runs the server of --output_dir; leave {} out.")
+    hub = {"action": "store_true", "help": "the demo's models and data sets, from the hub"}
+    command("example", _example, ("kind", kinds), ("--hub", hub), own_server="example asks no server; leave {} out.")
     command(
         "server",
         _server,
         ("--ip", {"default": "127.0.0.1", "metavar": "IP", "help": "how other machines reach this one (default: they do not)"}),
+        own_server="server finds a port by itself, and tells it; leave {} out. --ip lets other machines reach it.",
     )
     roles = {
         "action": "append",
@@ -130,7 +142,13 @@ def _parser() -> argparse.ArgumentParser:
     command("set-concurrency", _update("set_concurrency", "change how many trials run at a time", "count"), sweep_id, count)
     command("export", _export, sweep_id)
     command("rerun", _rerun, sweep_id, ("trial", {"type": _whole(0), "metavar": "TRIAL", "nargs": "?", "help": "default: the best"}))
-    command("infer", _infer, ("run", {"metavar": "RUN", "help": "a run id"}), ("texts", {"metavar": "TEXT", "nargs": "+"}))
+    command(
+        "infer",
+        _infer,
+        ("run", {"metavar": "RUN", "help": "a run id"}),
+        ("texts", {"metavar": "TEXT", "nargs": "+"}),
+        own_server="infer takes the model from --output_dir, without a server; leave {} out.",
+    )
     return parser
 
 
@@ -178,11 +196,10 @@ def _worker(arguments: argparse.Namespace) -> None:
 def _start(arguments: argparse.Namespace) -> None:
     """start a sweep on a server whose workers run elsewhere, and return"""
     from bert_train_parallel.sweeps.requests import read_sweep
-    from bert_train_parallel.sweeps.run import start
+    from bert_train_parallel.sweeps.run import hand_over
 
     request = read_sweep(arguments.file)
-    _with_client(arguments, lambda client: start(client, request))
-    print(f"{request.experiment_id} is started; bert_sweep watch {request.experiment_id} shows it.")
+    print(_with_client(arguments, lambda client: hand_over(client, request, arguments.output_dir)))
 
 
 def _status(arguments: argparse.Namespace) -> None:
@@ -247,10 +264,17 @@ def _rerun(arguments: argparse.Namespace) -> int:
     from bert_train_parallel.sweeps.folder import SharedFolder
     from bert_train_parallel.sweeps.results import read_result
 
-    asked = _with_client(arguments, lambda client: again.asked_for(client, arguments.id), starts_server=True)
+    folder = SharedFolder(arguments.output_dir.resolve())
     done = read_result(arguments.output_dir / arguments.id)
-    run_id = again.run_named(asked, arguments.id, arguments.trial, done[1].best_run_id if done else None)
-    return again.run_again(again.chain_of(asked, run_id), SharedFolder(arguments.output_dir.resolve()))
+
+    def chain(asked: list[BertFineTuneRequest]) -> list[BertFineTuneRequest]:
+        return again.chain_of(asked, again.run_named(asked, arguments.id, arguments.trial, done[1].best_run_id if done else None))
+
+    try:
+        found = chain(again.written_down(folder, arguments.id))
+    except BadRun:  # the folder of a run is gone
+        found = chain(_with_client(arguments, lambda client: again.asked_for(client, arguments.id), starts_server=True))
+    return again.run_again(found, folder)
 
 
 def _infer(arguments: argparse.Namespace) -> None:
@@ -268,15 +292,19 @@ def _infer(arguments: argparse.Namespace) -> None:
 
 
 def _with_client(arguments: argparse.Namespace, body: Callable[[Client], Awaitable[Any]], starts_server: bool = False) -> Any:
-    """Do something with a client: of `--address`, of the folder's server, or of Temporal's own configuration.
+    """Do something with a client: of `--address`, of the folder's server if it runs, or of Temporal's own configuration.
 
     Raises:
         Unreachable: no server answers; the sentence says how to start one.
     """
-    from bert_train_parallel.sweeps.server import EmbeddedServer, connect, connect_when_ready, is_configured, read_address
+    from bert_train_parallel.sweeps.server import EmbeddedServer, answers, connect, connect_when_ready, is_configured, read_address
 
     async def call() -> Any:
-        found = None if arguments.address or is_configured() else read_address(arguments.output_dir)
+        found = read_address(arguments.output_dir)
+        if found and (
+            found.grpc != arguments.address if arguments.address else is_configured() and not starts_server and not answers(found)
+        ):
+            found = None
         if starts_server and found:
             server = EmbeddedServer(arguments.output_dir.resolve())
             try:
@@ -284,7 +312,10 @@ def _with_client(arguments: argparse.Namespace, body: Callable[[Client], Awaitab
             finally:
                 server.stop()
         try:
-            client = await connect(found.grpc if found else arguments.address, arguments.namespace or ("default" if found else None))
+            if found:
+                client = await connect(found.grpc, arguments.namespace or "default", True)
+            else:
+                client = await connect(arguments.address, arguments.namespace)
         except Unreachable:
             if not found and not arguments.address and not is_configured():
                 raise Unreachable(

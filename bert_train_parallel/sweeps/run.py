@@ -73,7 +73,7 @@ async def _run(request: m.SweepRequest, folder: Path) -> m.SweepResult:
     async with local(folder, most_at_once(request), request.launch.grace_s + 5, each) as here:
         await start(here.client, request)
         if not (place / REQUEST).is_file():
-            await _refuse_other(here.client, request, place)
+            await _refuse_other(here.client, request, f"{place} is gone, but the history of {place.parent} has")
             write_json(place / REQUEST, request.model_dump(mode="json"))
         try:
             result = await watching.follow(here.client, request.experiment_id, here.page)
@@ -86,14 +86,35 @@ async def _run(request: m.SweepRequest, folder: Path) -> m.SweepResult:
     return result
 
 
-async def _refuse_other(client: Client, request: m.SweepRequest, place: Path) -> None:
-    """Raises BadSetting where the history has another sweep of this name, whose folder was removed: its runs are still there."""
+async def _refuse_other(client: Client, request: m.SweepRequest, who_has: str) -> None:
+    """Raises BadSetting where the history has another sweep of this name."""
     differing = differences(request, await watching.request_of(client, request.experiment_id))
     if differing:
         raise BadSetting(
-            f"{place} is gone, but the history of {place.parent} has another sweep of this name, which differs in "
-            f"{'; '.join(differing)}. Give the new one its own experiment_id."
+            f"{who_has} another sweep of this name, which differs in {'; '.join(differing)}. Give the new one its own experiment_id."
         )
+
+
+async def hand_over(client: Client, request: m.SweepRequest, folder: Path) -> str:
+    """Start a sweep whose workers run elsewhere, and say so; one that runs, or has ended, is told as such.
+
+    Raises:
+        BadSetting: another sweep has its name.
+    """
+    name, place = request.experiment_id, SharedFolder(folder).sweep(request.experiment_id)
+    status = await watching.status_of(watching.sweep_handle(client, name))
+    has_run = any(SharedFolder(folder).run(name).parent.glob(f"{name}-t*"))
+    if status not in (None, watching.RUNNING, watching.COMPLETED) and not has_run:
+        (place / REQUEST).unlink(missing_ok=True)  # it failed before any trial: its file may be mended
+    _known(request, folder)
+    await start(client, request)
+    await _refuse_other(client, request, "The server has")
+    if folder.is_dir() and not (place / REQUEST).is_file():  # elsewhere, the workers' folder is not reached from here
+        place.mkdir(exist_ok=True)
+        write_json(place / REQUEST, request.model_dump(mode="json"))
+    if status == watching.COMPLETED:
+        return f"{name} has ended; bert_sweep status {name} shows what it found."
+    return f"{name} is {'already running' if status == watching.RUNNING else 'started'}; bert_sweep watch {name} shows it."
 
 
 async def start(client: Client, request: m.SweepRequest, patience_s: float = 60.0) -> None:
@@ -168,6 +189,12 @@ async def _coordinate(given: m.CoordinatorWorkflowInput, name: str, folder: Path
             id_reuse_policy=WorkflowIDReusePolicy.ALLOW_DUPLICATE,
             id_conflict_policy=WorkflowIDConflictPolicy.USE_EXISTING,
         )
+        differing = differences(given, await watching.asked_of(here.client, place, m.CoordinatorWorkflowInput))
+        if differing:
+            raise BadSetting(
+                f"{folder} has configurations of a file {name}.json under way, which differ in {'; '.join(differing)}. "
+                "Put that file back to go on with them, or give the new file another name."
+            )
         count, page = m.counted(len(given.configs), "configuration"), f"{here.page}/namespaces/default/workflows/{place}"
         print(f"{count}, {trials} at a time; Temporal's page: {page}")
         return list(await watching.outcome(handle))

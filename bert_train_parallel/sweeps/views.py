@@ -22,6 +22,7 @@ class View:
     beats: Mapping[str, TrialProgress] = field(default_factory=dict)  # by run id
     budget: str = ""
     page: str = ""  # Temporal's own
+    age_s: float | None = None  # since the sweep last had something to do: so old its figures are; bars are those of heartbeats
 
 
 def lines_of(view: View, width: int, rows: int = 8) -> list[str]:
@@ -32,6 +33,8 @@ def lines_of(view: View, width: int, rows: int = 8) -> list[str]:
     head = (
         f"{progress.experiment_id}: {progress.ended} of {progress.trials} {which} ({states}), {len(progress.running)} running{view.budget}"
     )
+    if view.age_s is not None:
+        head += f"; as of {ago(view.age_s)}"
     if progress.waiting_for:
         head += f"; waits for approval of {progress.waiting_for}: bert_sweep approve {progress.experiment_id}"
     elif progress.paused:
@@ -65,6 +68,16 @@ def course(beat: TrialProgress | None) -> str:
     if beat.attempt > 1:
         shown += f"  attempt {beat.attempt}"
     return f"[{'#' * done}{' ' * (_BAR - done)}] {shown:<35}"
+
+
+def ago(seconds: float) -> str:
+    """
+    >>> ago(0.4), ago(75), ago(7300)
+    ('now', '1 min ago', '2 h ago')
+    """
+    if seconds < 1:
+        return "now"
+    return f"{seconds:.0f} s ago" if seconds < 60 else f"{seconds // 60:.0f} min ago" if seconds < 3600 else f"{seconds // 3600:.0f} h ago"
 
 
 def leaderboard_lines(trials: Sequence[TrialResult], metric: str) -> list[str]:

@@ -7,7 +7,7 @@ import shutil
 import sys
 import time
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
 from temporalio.service import RPCError, RPCStatusCode
@@ -19,7 +19,9 @@ from bert_train_parallel.sweeps import views
 from bert_train_parallel.sweeps.trials import TrialProgress
 
 LOOK_S = 1.0
-RUNNING = WorkflowExecutionStatus.RUNNING
+RUNNING, COMPLETED = WorkflowExecutionStatus.RUNNING, WorkflowExecutionStatus.COMPLETED
+
+Asked = TypeVar("Asked", bound=m.Message)
 
 
 def sweep_handle(client: Client, experiment_id: str) -> WorkflowHandle[Any, m.SweepResult]:
@@ -31,15 +33,21 @@ def workflow_id(experiment_id: str) -> str:
 
 
 async def request_of(client: Client, experiment_id: str) -> m.SweepRequest:
-    """What the newest workflow of a sweep was asked.
+    """What the newest workflow of a sweep was asked; raises as `asked_of` does."""
+    found = await asked_of(client, workflow_id(experiment_id), m.SweepRequest)
+    return found.model_copy(update={"so_far": None})
+
+
+async def asked_of(client: Client, workflow_id: str, model: type[Asked]) -> Asked:
+    """What the newest workflow of this id was asked.
 
     Raises:
         RPCError: there is none, or the server does not answer.
     """
-    events = sweep_handle(client, experiment_id).fetch_history_events(page_size=1)
+    events = client.get_workflow_handle(workflow_id).fetch_history_events(page_size=1)
     started = (await anext(events)).workflow_execution_started_event_attributes
-    found = await client.data_converter.decode(list(started.input.payloads), [m.SweepRequest])
-    return m.SweepRequest.model_validate(found[0].model_copy(update={"so_far": None}))
+    found = await client.data_converter.decode(list(started.input.payloads), [model])
+    return model.model_validate(found[0])
 
 
 async def status_of(handle: WorkflowHandle[Any, Any]) -> WorkflowExecutionStatus | None:
@@ -83,7 +91,13 @@ async def look(client: Client, experiment_id: str, page: str = "") -> views.View
     limit = f" of {spent.budget_gpu_hours:g}" if spent.budget_gpu_hours else ""
     link = f"{page}/namespaces/{client.namespace}/workflows/{workflow_id(experiment_id)}" if page else ""
     return views.View(
-        progress, board.trials, board.metric, await heartbeats(client, workflow_id(experiment_id)), f", {hours:.3g}{limit} GPU-hours", link
+        progress,
+        board.trials,
+        board.metric,
+        await heartbeats(client, workflow_id(experiment_id)),
+        f", {hours:.3g}{limit} GPU-hours",
+        link,
+        since_s,
     )
 
 

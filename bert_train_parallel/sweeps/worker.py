@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import logging
 import os
 import signal
 import socket
@@ -26,8 +25,6 @@ ROLES = ("training", "eval", "node")
 # Heartbeats are held back to a part of their timeout unless told otherwise; a cancel arrives with one.
 _THROTTLE = timedelta(seconds=1)
 _GRACE = timedelta(seconds=30)  # for trials to save and end when the worker is asked to
-
-log = logging.getLogger(__name__)
 
 
 def make_workers(client: Client, roles: Sequence[str], trials: int, host: str, activities: Activities) -> list[Worker]:
@@ -87,7 +84,8 @@ async def work(
     async with contextlib.AsyncExitStack() as stack:
         for worker in make_workers(client, roles, at_once, host, activities):
             await stack.enter_async_context(worker)
-        log.info("%s serves %s with %s at a time", worker_name(host), ", ".join(roles), counted(at_once, "trial"))
+        server = client.service_client.config.target_host
+        print(f"{worker_name(host)} serves {', '.join(roles)} of {server}, {counted(at_once, 'trial')} at a time", flush=True)
         await stop.wait()
 
 

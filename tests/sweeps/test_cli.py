@@ -81,6 +81,10 @@ def test_a_mistake_in_a_file_is_one_line_that_names_file_and_field(
         (["status", "../mine"], "is not the name of a sweep"),
         (["rerun", "", "1"], "is not the name of a sweep"),
         (["worker", "--queue", "training"], "No Temporal server answers"),
+        (["run", "a.json", "--address", "h:1"], "bert_sweep worker --address h:1, and then bert_sweep start FILE --address h:1.\n"),
+        (["coordinate", "a.json", "--namespace", "n"], "leave --namespace n out"),
+        (["server", "--address", "h:1"], "--ip lets other machines reach it"),
+        (["infer", "mine", "text", "--address", "h:1"], "without a server; leave --address h:1 out"),
     ],
 )
 def test_a_mistake_in_the_words_is_one_line(

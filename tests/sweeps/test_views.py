@@ -47,6 +47,10 @@ def test_the_first_line_says_what_a_sweep_waits_for(changes: dict[str, object], 
     assert words in lines_of(View(progress(**changes)), 200)[0]
 
 
+def test_the_first_line_says_how_old_its_figures_are() -> None:
+    assert lines_of(View(progress(), age_s=190.0), 200)[0].endswith("1 running; as of 3 min ago")
+
+
 def test_a_trial_without_a_score_is_on_the_leaderboard_with_its_reason() -> None:
     rows = leaderboard_rows(ordered([trial(0, None, state="nan", error="no number"), trial(1, 0.5), trial(2, 0.7)], maximise=True))
     assert [(row["rank"], row["number"], row["state"]) for row in rows] == [(1, 2, "finished"), (2, 1, "finished"), (None, 0, "nan")]
