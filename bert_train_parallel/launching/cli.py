@@ -131,6 +131,7 @@ def read_request(arguments: argparse.Namespace) -> LaunchRequest:
         node_rank=arguments.node_rank,
         master_addr=_checked_master(arguments.master_addr),
         master_port=arguments.master_port,
+        store_port=arguments.store_port or None,
         device=arguments.device,
         log_dir=arguments.log_dir,
         join_timeout_s=arguments.join_timeout,
@@ -262,6 +263,9 @@ def _parser() -> argparse.ArgumentParser:
     several.add_argument("--node_rank", type=_whole(0), metavar="N", help="this machine's number; 0 is the master")
     several.add_argument("--master_addr", metavar="HOST", help="name or address of the master")
     several.add_argument("--master_port", type=_whole(1, 65535), metavar="PORT", help="default: 29500; a free port for one machine alone")
+    several.add_argument(
+        "--store_port", type=_whole(0, 65535), default=0, metavar="PORT", help="where the ranks meet, on the master (0: a free port)"
+    )
     several.add_argument(
         "--join_timeout", type=_seconds(0), default=120.0, metavar="S", help="seconds to wait for the other machines (120)"
     )

@@ -198,6 +198,12 @@ file to every node.'
         return f"Two machines call themselves {host}. Give each its own place: the same GPU map on both, and its own name with --host."
     if role == other_role == "master":
         head = f"{host} and {other_host} both take themselves for the master."
+    elif "master" in (role, other_role) and maps_agree(gpu_map, other_map):
+        master, node = (host, other_host) if role == "master" else (other_host, host)
+        return (
+            f"{node} does not reach {master}, the master, although {master} reaches {node}: a firewall drops what comes to the "
+            f"--master_port of {master}, or its name means another machine on {node}. Open the port, or write an address in the GPU map."
+        )
     else:
         head = f"{host} and {other_host} wait for each other: neither is the master."
     if gpu_map and other_map and not maps_agree(gpu_map, other_map):

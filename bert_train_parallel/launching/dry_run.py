@@ -29,8 +29,9 @@ def describe_plan(request: LaunchRequest, claim: Claim) -> str:
     given = dict(os.environ)
     rank = plan.rank(min(node_rank, len(plan.nodes) - 1), 0)
     variables = rank_environment(rank, request, claim.devices, given)
-    if not request.is_single_node or request.master_port is None:
-        variables["MASTER_PORT"] = "<a free one>" if request.is_single_node else "<agreed when the nodes meet>"
+    if not request.is_single_node or not (request.master_port or request.store_port):
+        unknown = "<a free one>" if request.is_single_node else "<agreed when the nodes meet>"
+        variables["MASTER_PORT"] = str(request.store_port or unknown)
     changed = [f"  {name}={shlex.quote(value)}" for name, value in sorted(variables.items()) if given.get(name) != value]
     return "\n".join([*lines, "", f"command: {shlex.join(request.command)}", f"in: {request.folder}", f"rank {rank.rank}:", *changed])
 
@@ -43,7 +44,7 @@ def foreseen(request: LaunchRequest, claim: Claim) -> WorldPlan:
         nodes = [Node(host, ranks) for host, ranks in request.gpu_map.items()]
         nodes[request.node_rank or 0] = here
     master = request.master_addr or (next(iter(request.gpu_map)) if request.gpu_map else "127.0.0.1")
-    return WorldPlan(tuple(nodes), master_addr=master, store_port=request.master_port or 0)
+    return WorldPlan(tuple(nodes), master_addr=master, store_port=request.master_port or request.store_port or 0)
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -23,6 +23,7 @@ def rank_environment(rank: Rank, request: LaunchRequest, devices: Sequence[str],
     if rank.local_world_size > 1:
         variables["OMP_WAIT_POLICY"] = "passive"  # idle threads that spin would take the cores of other ranks
     variables |= given | environment_for(request.command, given) | request.environment | rank.to_environ()
+    variables["BERT_TRAIN_JOIN_TIMEOUT"] = f"{request.join_timeout_s:g}"  # ranks must reach each other within it as well
     variables.pop("TORCHELASTIC_USE_AGENT_STORE", None)  # from a torchrun around us: it would send ranks to that one's store
     variables.pop(HELD_VARIABLE, None)  # open files of the launcher, which ranks do not get
     if rank.device == "cuda":

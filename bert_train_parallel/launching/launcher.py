@@ -12,7 +12,7 @@ from bert_train_parallel.launching.agent import LaunchEvent, OnEvent, run_ranks
 from bert_train_parallel.launching.command import is_ours, option_of, source_of
 from bert_train_parallel.launching.output import last_lines
 from bert_train_parallel.launching.plan import Failure, Hello, LaunchRequest, LaunchResult, WorldPlan, make_plan
-from bert_train_parallel.launching.ports import free_port, port_taken
+from bert_train_parallel.launching.ports import checked_port, free_port
 from bert_train_parallel.launching.restarts import Alone, run_attempts
 from bert_train_parallel.launching.world import World
 from bert_train_parallel.processes import Interrupts
@@ -88,18 +88,9 @@ def own_plan(request: LaunchRequest, claim: gpus.Claim) -> WorldPlan:
         BadSetting: the port is taken.
     """
     host = request.host or os.uname().nodename
-    port = _checked_port(request.master_port) if request.master_port else free_port()
+    asked = request.master_port or request.store_port
+    port = checked_port(asked) if asked else free_port()
     return make_plan(request, [Hello(host, claim.ranks, others=0, devices=claim.devices, store_port=port)], job=new_job())
-
-
-def _checked_port(port: int) -> int:
-    import socket
-
-    try:
-        socket.create_server(("", port)).close()
-    except OSError:
-        raise port_taken(port) from None
-    return port
 
 
 def new_job() -> str:

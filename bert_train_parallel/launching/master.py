@@ -263,7 +263,8 @@ class Master:
     def _form(self, request: LaunchRequest, hellos: list[Hello]) -> None:
         """All are here and agree: every node gets the plan."""
         attempt = 0 if self.plan is None else self.plan.attempt + 1
-        own = replace(hellos[0], store_port=ports.free_port())
+        asked = request.store_port
+        own = replace(hellos[0], store_port=ports.checked_port(asked, "--store_port") if asked else ports.free_port())
         plan = make_plan(request, [own, *hellos[1:]], attempt, self.job)
         self.plan = replace(plan, master_addr=self.door.met or plan.master_addr)  # each other node puts in how it reaches the master
         by_hello = {id(hello): member for hello, member in zip(hellos, self.members, strict=True)}

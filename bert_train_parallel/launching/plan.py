@@ -108,6 +108,7 @@ class LaunchRequest:
     node_rank: int | None = None  # None: by the map, or in order of arrival
     master_addr: str | None = None
     master_port: int | None = None  # the control port of several nodes, the store port of one; None: 29500, or a free one
+    store_port: int | None = None  # where the ranks meet, on the master; None: a free one, another at each attempt
     device: str = "auto"  # auto | cuda | mps | cpu
     devices: tuple[str, ...] = ()  # GPU UUIDs to use; empty: the least busy ones
     environment: dict[str, str] = field(default_factory=dict)  # on top of the launcher's own

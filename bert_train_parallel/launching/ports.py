@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 
@@ -20,12 +21,27 @@ def free_port() -> int:
     raise Unreachable("No free TCP port between 20000 and 32000 on this machine. End what holds them, or reboot.")
 
 
-def port_taken(port: int) -> BadSetting:
-    """The sentence for a control port that something else holds, with its name where this user may see it."""
+def checked_port(port: int, flag: str = "--master_port") -> int:
+    """A port that was asked for, if nothing listens on it.
+
+    Raises:
+        BadSetting: something does, or this user may not.
+    """
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        if error.errno == errno.EACCES:
+            raise BadSetting(f"{flag} {port}: only root may listen on ports below 1024. Give a higher one.") from None
+        raise port_taken(port, flag) from None
+    return port
+
+
+def port_taken(port: int, flag: str = "--master_port") -> BadSetting:
+    """The sentence for a port that something else holds, with its name where this user may see it."""
     holder = holder_of(port)
     return BadSetting(
         f"port {port} of this machine is taken{f' by {holder}' if holder else ''}. If that is an earlier launch, end it; "
-        f"else give every node another one, for example --master_port {port + 1}."
+        f"else give every node another one, for example {flag} {port + 1 if port < 65535 else port - 1}."
     )
 
 

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Fine-tune a BERT on labelled texts, test it, and write what came out beside the input."""
 
     def command() -> int:
-        return run_command(_NAME, lambda: _told_to_launcher(lambda: _run(argv)))
+        return run_command(_NAME, lambda: told_to_launcher(lambda: _run(argv)))
 
     return command() if os.environ.get("WORLD_SIZE", "1") == "1" else end_with(command)
 
@@ -46,7 +46,7 @@ def _run(argv: Sequence[str] | None) -> int:
     return 0
 
 
-def _told_to_launcher(body: Callable[[], int]) -> int:
+def told_to_launcher(body: Callable[[], int]) -> int:
     """Run one rank; leave the reason of a failure where the launcher looks for it."""
     rank = Rank.from_environ()
     if rank.local_world_size > 1:

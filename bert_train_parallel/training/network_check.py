@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -12,14 +13,17 @@ import torch.distributed as dist
 from bert_train_parallel.errors import LaunchFailed, run_command
 from bert_train_parallel.processes import end_with
 from bert_train_parallel.rank import Rank
+from bert_train_parallel.training.cli import told_to_launcher
+from bert_train_parallel.training.world import meet
 
 LARGEST = 256 << 20  # bytes
 LONG_ENOUGH_S = 0.5  # an all-reduce of this duration measures bandwidth, not latency
+PATIENCE = timedelta(seconds=60)  # for one all-reduce
 BERT_BASE = 440_000_000  # bytes of float32 gradients
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command("launch", check)
+    return run_command("launch", lambda: told_to_launcher(check))
 
 
 def check() -> int:
@@ -28,8 +32,9 @@ def check() -> int:
     device = torch.device("cuda", rank.local_rank) if rank.device == "cuda" and rank.backend == "nccl" else torch.device("cpu")
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    backend = rank.backend if rank.backend != "auto" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(seconds=60))
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    # gloo meets first, also where NCCL measures: a port that drops messages is then told in a sentence
+    meet(rank, {"gloo": "gloo", "nccl": "cpu:gloo,cuda:nccl"}[backend], PATIENCE)
     try:
         latency = seconds(4, rank, device)
         size, duration = 1 << 20, 0.0
@@ -38,6 +43,14 @@ def check() -> int:
             if duration >= LONG_ENOUGH_S or size >= LARGEST:
                 break
             size *= 4
+    except RuntimeError as error:
+        if re.search("time", str(error), re.IGNORECASE) is None:
+            raise
+        raise LaunchFailed(
+            f"An all-reduce between {rank.world_size} ranks did not end within {PATIENCE.total_seconds():g} s, although they have met: "
+            f"something between the nodes drops large or later messages. Compare the MTU of their interfaces, and see their firewalls.",
+            1,
+        ) from error
     finally:
         dist.destroy_process_group()
     if rank.is_first:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -18,10 +20,12 @@ from torch import Tensor
 from bert_train_parallel.errors import BadSetting, BertTrainParallelError, LaunchFailed, NodesDisagree, Unreachable
 from bert_train_parallel.rank import Rank
 
+_LOG = logging.getLogger(__name__)
 _Value = TypeVar("_Value")
 
 # The launcher notices a lost rank within seconds and ends the world; this only bounds waiting for one that is writing a large file.
 _PATIENCE = timedelta(hours=2)
+_LEAST_TO_MEET_S = 5.0  # a --join_timeout may be shorter than what many ranks on a busy machine need for their connections
 
 _LOST_PEER = re.compile("connection (was )?(closed|reset|refused)|socket closed|broken pipe|nccl.*(remote|system) error", re.IGNORECASE)
 
@@ -108,12 +112,119 @@ class World:
         raise NodesDisagree(f"{what} differs between nodes: {shown}. {todo}")
 
 
+def meet(rank: Rank, backend: str, patience: timedelta = _PATIENCE) -> None:
+    """Make this process a rank of torch's default process group.
+
+    A rank that comes late, since its node still prepares the data, is waited for. What swallows messages on the way is not:
+    a port that gives no answer within the launch's --join_timeout is told.
+
+    Args:
+        patience: how long each later message may take.
+    Raises:
+        Unreachable: a port of rank 0, or of other ranks, gives no answer.
+        LaunchFailed: another rank ended meanwhile.
+    """
+    within_s = _join_timeout_s()
+    if rank.nodes > 1 and not rank.is_first:
+        _await_answer(rank, within_s)
+    began = time.monotonic()
+    try:
+        store, _, _ = next(dist.rendezvous("env://", rank=rank.rank, world_size=rank.world_size, timeout=_PATIENCE))
+        if store.add("ranks that have come", 1) == rank.world_size:
+            store.set("all ranks have come", "")
+        store.wait(["all ranks have come"], _PATIENCE)
+        began = time.monotonic()
+        # gloo tries for five times its timeout to reach a rank
+        timeout = timedelta(seconds=max(_LEAST_TO_MEET_S, within_s / 5))
+        dist.init_process_group(backend, store=store, rank=rank.rank, world_size=rank.world_size, timeout=timeout)
+    except RuntimeError as error:
+        if _LOST_PEER.search(str(error)):
+            raise LaunchFailed(_lost_peer_words(rank), 1) from error
+        raise Unreachable(
+            f"Rank {rank.rank} on {socket.gethostname()} reached the ranks' store at {rank.master_addr}, port {rank.master_port}, but not "
+            f"every other rank: {_reason(error)}, after {time.monotonic() - began:.0f} s. {_OPEN_PORTS.format(_free_ports())}"
+        ) from error
+    # torch has one timeout for meeting and for every later message; there is no public way to set it between the two
+    dist.distributed_c10d._set_pg_timeout(patience)
+    store.set_timeout(_PATIENCE)
+
+
+_OPEN_PORTS = (
+    "gloo and NCCL take free ports: open TCP ports {} between all nodes, or have them use another network by GLOO_SOCKET_IFNAME and "
+    "NCCL_SOCKET_IFNAME."
+)
+
+
+def _await_answer(rank: Rank, within_s: float) -> None:
+    """Wait until something answers where rank 0 will: a refusal is an answer, of a node whose rank 0 is still to come.
+
+    Raises:
+        Unreachable: no answer of any kind.
+    """
+    place = f"{rank.master_addr}, port {rank.master_port}"
+    began = answered = time.monotonic()
+    is_told = False
+    while True:
+        try:
+            left = max(0.1, answered + within_s - time.monotonic())
+            socket.create_connection((rank.master_addr, rank.master_port), left).close()
+            return
+        except ConnectionRefusedError:
+            answered = time.monotonic()
+            if answered - began > within_s and not is_told and rank.is_first_of_node:
+                is_told = True
+                _LOG.warning(
+                    f"rank {rank.rank} still waits for rank 0 at {place}, which refuses connections: it prepares its data, "
+                    f"or a firewall rejects the port (--store_port gives another one)"
+                )
+        except OSError as error:
+            if time.monotonic() - answered >= within_s:
+                raise Unreachable(
+                    f"Rank {rank.rank} on {socket.gethostname()} gets no answer from rank 0 at {place}, within {within_s:g} s "
+                    f"({error.strerror or error}): a firewall drops it. Open that port between all nodes, or give one that is open with "
+                    f"--store_port. {_OPEN_PORTS.format(_free_ports())}"
+                ) from None
+        time.sleep(0.1)
+
+
+def _join_timeout_s() -> float:
+    """Seconds in which the launch wants its ranks to reach each other; as the launcher says, else its own default."""
+    try:
+        return max(_LEAST_TO_MEET_S, float(os.environ["BERT_TRAIN_JOIN_TIMEOUT"]))
+    except (KeyError, ValueError):
+        return 120.0
+
+
+def _free_ports() -> str:
+    """The ports from which the system takes one when a program asks for any."""
+    try:
+        with open("/proc/sys/net/ipv4/ip_local_port_range", encoding="ascii") as file:
+            first, last = file.read().split()
+    except (OSError, ValueError):
+        first, last = "49152", "65535"  # as IANA says
+    return f"{first} to {last}"
+
+
+def _reason(error: Exception) -> str:
+    """The first line of torch's own words, without the path of its source.
+
+    >>> _reason(RuntimeError("Gloo failed with [/pytorch/tcp/pair.h:311] Connect timeout [none]\\nException raised from ..."))
+    'Gloo failed with Connect timeout [none]'
+    """
+    lines = str(error).strip().splitlines()
+    return re.sub(r"\[\S+:\d+\] ", "", lines[0]).rstrip(".") if lines else type(error).__name__
+
+
+def _lost_peer_words(rank: Rank) -> str:
+    return f"Rank {rank.rank} has lost another rank (connection closed by peer); its end is the one to look at."
+
+
 @contextlib.contextmanager
 def join_world(rank: Rank, device: torch.device) -> Iterator[World]:
     """This process as one of the world's ranks, until the block ends.
 
     Raises:
-        Unreachable: rank 0 does not answer at the address that the launcher gave.
+        Unreachable: rank 0 does not answer at the address that the launcher gave, or other ranks do not at theirs.
     """
     if rank.world_size == 1:
         yield World(rank, device, (socket.gethostname(),), (0,), "none")
@@ -121,14 +232,7 @@ def join_world(rank: Rank, device: torch.device) -> Iterator[World]:
     backend = "gloo" if device.type != "cuda" or rank.backend == "gloo" else "nccl"
     # with GPUs both: NCCL for gradients, gloo for values
     both = {"gloo": "gloo", "nccl": "cpu:gloo,cuda:nccl"}[backend]
-    try:
-        dist.init_process_group(both, rank=rank.rank, world_size=rank.world_size, timeout=_PATIENCE)
-    except (dist.DistNetworkError, dist.DistStoreError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise Unreachable(
-            f"Rank {rank.rank} does not reach rank 0 at {rank.master_addr}:{rank.master_port}: {reason}. "
-            "See that --master_addr is right and that no firewall is between the nodes."
-        ) from error
+    meet(rank, both)
     try:
         alone = World(rank, device, (), (), backend)
         seen = alone.gather((socket.gethostname(), rank.node_rank))
@@ -136,9 +240,7 @@ def join_world(rank: Rank, device: torch.device) -> Iterator[World]:
     except RuntimeError as error:
         if not _LOST_PEER.search(str(error)):
             raise
-        raise LaunchFailed(
-            f"Rank {rank.rank} has lost another rank (connection closed by peer); its end is the one to look at.", 1
-        ) from error
+        raise LaunchFailed(_lost_peer_words(rank), 1) from error
     finally:
         dist.destroy_process_group()
 

@@ -127,6 +127,18 @@ class Host:
     def mend(self) -> None:
         ip("-n", self.hub, "link", "set", f"to-{self.name}", "up")
 
+    @contextlib.contextmanager
+    def mute(self, first: int, last: int) -> Iterator[None]:
+        """Whoever talks to these TCP ports there gets no answer, as behind a firewall that drops messages."""
+        rule = ["ipproto", "tcp", "sport", f"{first}-{last}", "blackhole", "priority", "1"]
+        for version in ("-4", "-6"):
+            ip("-n", self.space, version, "rule", "add", *rule)
+        try:
+            yield
+        finally:
+            for version in ("-4", "-6"):
+                ip("-n", self.space, version, "rule", "delete", *rule)
+
     def bytes_sent(self) -> int:
         """What left its network interface so far."""
         done = subprocess.run(

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from .fleet import ROOT, Host, ip
-from .launches import SAY_WHO, SOON_S, WAIT, all_end, all_run, all_say, start_all, start_with_map
+from .launches import SAY_WHO, SOON_S, WAIT, all_end, all_run, all_say, everything, start_all, start_with_map
 
 
 @pytest.mark.parametrize("counts", [[1, 1], [3, 1], [2, 3, 1], [1, 1, 1, 1]])
@@ -260,6 +260,47 @@ def test_check_agrees_measures_and_stops(hosts: list[Host]) -> None:
     for run in runs:
         assert run.wait(120) == 0, run.text
     all_say(runs[:1], "2 ranks on 2 nodes agree and reach each other (gloo)", "MB/s", "BERT-base (440 MB of gradients)")
+
+
+JOIN = """
+import sys
+import torch
+from bert_train_parallel.errors import run_command
+from bert_train_parallel.rank import Rank
+from bert_train_parallel.training.cli import told_to_launcher
+from bert_train_parallel.training.world import join_world
+def join():
+    with join_world(Rank.from_environ(), torch.device("cpu")) as world:
+        print("met", world.hosts)
+    return 0
+sys.exit(run_command("script", lambda: told_to_launcher(join)))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("dropped", "flags", "words"),
+    [
+        ((30000, 30000), [], ["gets no answer from rank 0 at 10.77.0.1, port 30000, within 6 s", "--store_port"]),
+        ((32768, 60999), [], ["reached the ranks' store at 10.77.0.1, port 30000, but not every other rank"]),
+        ((32768, 60999), ["--check"], ["reached the ranks' store at 10.77.0.1, port 30000, but not every other rank"]),
+    ],
+)
+def test_ports_of_the_ranks_that_a_firewall_drops_are_named_on_every_node(
+    hosts: list[Host], dropped: tuple[int, int], flags: list[str], words: list[str]
+) -> None:
+    line = ["--join_timeout", "6", "--store_port", "30000", *flags]
+    with hosts[0].mute(*dropped):
+        runs = start_with_map(hosts[:2], {"alpha": 1, "beta": 1}, JOIN, *line)
+        assert [run.wait(60) for run in runs] == [2, 2], everything(runs)
+    all_say(runs, *words, "open TCP ports 32768 to 60999 between all nodes")
+
+
+def test_a_firewall_before_the_masters_port_is_told_apart_from_a_wrong_map(hosts: list[Host]) -> None:
+    with hosts[0].mute(29500, 29500):
+        runs = start_with_map(hosts[:2], {"alpha": 1, "beta": 1}, SAY_WHO, "--join_timeout", "10")
+        all_end(runs, 2)
+    all_say(runs, "beta does not reach alpha, the master, although alpha reaches beta", "firewall", "--master_port")
 
 
 def test_a_second_master_that_names_the_first_one_is_told_on_both(hosts: list[Host]) -> None:

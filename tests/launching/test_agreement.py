@@ -111,6 +111,27 @@ def test_nodes_with_their_own_counts_get_the_ranks_of_one_world(nodes: Nodes, co
     assert plans[0].store_port != nodes.port
 
 
+def test_the_ranks_meet_on_the_port_that_the_master_was_given_at_each_attempt(nodes: Nodes) -> None:
+    port = free_port()
+    nodes.add("alpha", 1, 1, store_port=port, max_restarts=1)
+    nodes.add("beta", 1, 1, max_restarts=1)
+    assert {step.plan.store_port for step in nodes.start().values()} == {port}
+    nodes.channels["beta"].report(BROKEN)
+    heard(nodes.channels["alpha"])
+    finish(nodes, alpha=1, beta=7)
+    assert {step.plan.store_port for step in nodes.start().values()} == {port}
+
+
+def test_a_port_for_the_ranks_that_is_taken_is_told_to_every_node(nodes: Nodes) -> None:
+    with socket.create_server(("", 0)) as server:
+        port = server.getsockname()[1]
+        nodes.add("alpha", 1, 1, store_port=port)
+        nodes.add("beta", 1, 1)
+        found = nodes.follow()
+    assert all(f"port {port} of this machine is taken" in str(error) for error in found.values()), found
+    assert all("--store_port" in str(error) for error in found.values()), found
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
