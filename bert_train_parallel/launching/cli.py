@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,6 +19,8 @@ from bert_train_parallel.launching.plan import LaunchRequest
 from bert_train_parallel.processes import Interrupts, guarded, signal_name
 
 NAME = "launch"
+MOST_HERE, MOST_OTHERS = 4096, 1 << 20  # ranks of one machine and of all others that a hello may name
+_WHOLE = re.compile("-?[0-9]{1,20}")
 EPILOG = """examples:
   launch.py bert_train_parallel.py leanings.csv                    every free GPU here; without a GPU, one CPU process
   launch.py --here_gpus 2 bert_train_parallel.py leanings.sqlite   the two least busy GPUs
@@ -37,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do what the parsed words ask for; the exit code."""
+    _refuse_ssh_flags_alone(arguments)
     if arguments.ssh:
         return _guarded(lambda interrupts: _launch_everywhere(arguments, interrupts))
     try:
@@ -45,6 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
         if not arguments.dry_run:
             _tell_master(arguments, error)
         raise
+    if request.is_single_node and not arguments.quiet and (idle := _idle_flags(arguments)):
+        say(f"this machine is alone, so {idle} changes nothing; --other_gpus or --gpu_map brings others in.")
     if arguments.dry_run:
         from bert_train_parallel.launching.dry_run import describe_plan
 
@@ -96,6 +102,12 @@ def _guarded(body: Callable[[Interrupts], int]) -> int:
 
 def _launch(request: LaunchRequest, claim: gpus.Claim, interrupts: Interrupts, quiet: bool, problem: str) -> int:
     return launch_node(request, claim, interrupts, say=_nothing if quiet else say, warn=say, problem=problem).exit_code
+
+
+def _refuse_ssh_flags_alone(arguments: argparse.Namespace) -> None:
+    typed = [flag for flag in ("ssh_user", "ssh_option", "ssh_folder", "ssh_python") if getattr(arguments, flag)]
+    if typed and not arguments.ssh:
+        raise BadSetting(f"--{typed[0]} is for a launch by ssh. Add --ssh and --gpu_map to start every host of the map, or leave it out.")
 
 
 def _launch_everywhere(arguments: argparse.Namespace, interrupts: Interrupts) -> int:
@@ -156,7 +168,35 @@ def read_request(arguments: argparse.Namespace) -> LaunchRequest:
         raise BadSetting(
             f"{flag} is for several machines. Say how many GPUs the other ones have with --other_gpus or --gpu_map, or leave it out."
         )
+    if not others and request.master_addr:
+        _refuse_another_master(request.master_addr)
     return replace(request, others=others)
+
+
+def _refuse_another_master(master: str) -> None:
+    """A machine that knows of no other one cannot have another one for its master: the counts were forgotten.
+
+    Raises:
+        BadSetting, Unreachable: the address is of another machine, or of none.
+    """
+    from bert_train_parallel.launching import network
+
+    if not any(map(network.is_own, network.resolve(master, "--master_addr"))):
+        raise BadSetting(
+            f"--master_addr {master} is another machine, and this one was told of no other GPUs. Say how many the other machines have "
+            f"with --other_gpus or --gpu_map, or leave --master_addr out."
+        )
+
+
+def _idle_flags(arguments: argparse.Namespace) -> str:
+    """The flags for several machines that were typed for one, where they do no harm; as torchrun's are for a single node."""
+    typed = {
+        "--master_addr": arguments.master_addr is not None,
+        "--node_rank": arguments.node_rank is not None,
+        "--host": arguments.host is not None,
+        "--send_data": arguments.send_data,
+    }
+    return ", ".join(flag for flag, is_typed in typed.items() if is_typed)
 
 
 def _checked_master(host: str | None) -> str | None:
@@ -172,23 +212,35 @@ def _checked_master(host: str | None) -> str | None:
 def _read_map(arguments: argparse.Namespace) -> dict[str, int] | None:
     """The GPU map, under its own flag or, as in earlier versions, as the file that `--other_gpus` names."""
     other = arguments.other_gpus
-    file = None if other is None or other.lstrip("-").isdigit() else other
-    if file is None and other is not None and int(other) < 0:
-        raise BadGpuMap(f"--other_gpus {other}: write how many GPUs the other machines have together, from 0 up, or name a JSON file.")
-    if arguments.gpu_map and other is not None:
+    file = None if other is None or _WHOLE.fullmatch(other) else other
+    # without a letter it is a number that went wrong, unless there is such a file
+    is_no_file = file is not None and not any(letter.isalpha() for letter in file) and "{" not in file and not os.path.exists(file)
+    if is_no_file or (file is None and other is not None and not 0 <= int(other) <= MOST_OTHERS):
+        raise BadGpuMap(
+            f"--other_gpus {str(other)[:40]!r}: write how many GPUs the other machines have together, a whole number from 0 to {MOST_OTHERS}, "
+            f"or name a JSON file."
+        )
+    if arguments.gpu_map is not None and other is not None:
         raise BadGpuMap("--gpu_map and --other_gpus both say what the other machines have. Leave one of them out.")
-    source = arguments.gpu_map or file
+    source = arguments.gpu_map if arguments.gpu_map is not None else file
     if source is None:
         return None
+    if not source.strip():
+        raise BadGpuMap("--gpu_map is empty, as by a variable that is not set. Name a JSON file, or leave the flag out.")
     from bert_train_parallel.launching.gpu_map import read_gpu_map
 
     return read_gpu_map(source)
 
 
 def _read_token(arguments: argparse.Namespace) -> str | None:
-    if arguments.job_token and arguments.job_token_file:
+    if arguments.job_token is not None and arguments.job_token_file is not None:
         raise BadSetting("--job_token and --job_token_file both give the token. Leave one of them out.")
-    if not arguments.job_token_file:
+    for flag, given in (("--job_token", arguments.job_token), ("--job_token_file", arguments.job_token_file)):
+        if given is not None and not given.strip():  # without a token every machine of the network could join
+            raise BadSetting(
+                f"{flag} is empty, as by a variable that is not set. Give every machine the same secret, or leave the flag out."
+            )
+    if arguments.job_token_file is None:
         return arguments.job_token or os.environ.get("BERT_TRAIN_JOB_TOKEN") or None
     try:
         with open(arguments.job_token_file, encoding="utf-8") as file:
@@ -247,7 +299,9 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("-q", "--quiet", action="store_true", help="nothing from the launcher but errors; the script is never silenced")
     what.add_argument("--dry_run", action="store_true", help="print the plan and stop")
     here = parser.add_argument_group("this machine")
-    here.add_argument("--here_gpus", type=_whole(1), metavar="N", help="processes here, on the least busy GPUs (default: all free GPUs)")
+    here.add_argument(
+        "--here_gpus", type=_whole(1, MOST_HERE), metavar="N", help="processes here, on the least busy GPUs (default: all free GPUs)"
+    )
     here.add_argument(
         "--device", choices=("auto", "cuda", "mps", "cpu"), default="auto", help="default: GPUs where there are any, else CPU"
     )
@@ -280,10 +334,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _whole(least: int, most: int = 1 << 20) -> Callable[[str], int]:
+def _whole(least: int, most: int = MOST_OTHERS) -> Callable[[str], int]:
     def whole(text: str) -> int:
-        if not text.lstrip("-").isdigit() or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} {'up' if most > 65535 else f'to {most}'}")
+        if not _WHOLE.fullmatch(text) or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from {least} to {most}")
         return int(text)
 
     return whole

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from bert_train_parallel.launching.command import is_ours
-from bert_train_parallel.launching.plan import Failure, Hello, LaunchRequest
+from bert_train_parallel.launching.plan import Failure, Hello, LaunchRequest, WorldPlan
 
 WORTH_A_RESTART = {"exit", "signal", "lost", "oom"}  # a wrong setting, a NaN or Ctrl-C would only come again
 
@@ -46,6 +46,23 @@ def without_lost(request: LaunchRequest, left: Sequence[Hello]) -> tuple[LaunchR
     """
     hellos = [replace(hello, others=None, node_rank=number) for number, hello in enumerate(left)]
     return replace(request, gpu_map=None, others=sum(hello.ranks for hello in left[1:])), hellos
+
+
+def ranks_left(first: WorldPlan, plan: WorldPlan) -> tuple[int, ...]:
+    """For each rank of a plan, which rank it was in the first plan; empty where a node was not in it, or had another number of ranks.
+
+    >>> from bert_train_parallel.launching.plan import Node
+    >>> first = WorldPlan((Node("alpha", 2), Node("beta", 1), Node("gamma", 1)))
+    >>> ranks_left(first, WorldPlan((Node("alpha", 2), Node("gamma", 1)))), ranks_left(first, WorldPlan((Node("delta", 1),)))
+    ((0, 1, 3), ())
+    """
+    places = {node.host: number for number, node in enumerate(first.nodes)}
+    found: list[int] = []
+    for node in plan.nodes:
+        if node.host not in places or first.nodes[places[node.host]].ranks != node.ranks:
+            return ()
+        found += first.ranks_on(places[node.host])
+    return tuple(found)
 
 
 def how_to_go_on(command: Sequence[str]) -> str:

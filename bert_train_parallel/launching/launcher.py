@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from bert_train_parallel import gpus
 from bert_train_parallel.errors import BertTrainParallelError, NotWritable
 from bert_train_parallel.launching.agent import LaunchEvent, OnEvent, run_ranks
 from bert_train_parallel.launching.command import is_ours, option_of, source_of
+from bert_train_parallel.launching.fate import ranks_left
 from bert_train_parallel.launching.output import last_lines
 from bert_train_parallel.launching.plan import Failure, Hello, LaunchRequest, LaunchResult, WorldPlan, make_plan
 from bert_train_parallel.launching.ports import checked_port, free_port
@@ -47,14 +49,21 @@ def launch_node(
 
         request = check_request(request)
     logs = Logs(request)
+    first: WorldPlan | None = None
 
     def run_attempt(plan: WorldPlan, node_rank: int, world: World) -> None:
+        nonlocal first
+        first = first or plan
+        asked = request
+        if plan.world_size < first.world_size:  # what a user has said of each rank is still said of those that are left
+            left = ",".join(map(str, ranks_left(first, plan)))
+            asked = replace(request, environment=request.environment | {"BERT_TRAIN_RANKS_LEFT": left})
         folder = logs.folder(plan)
         devices = ", ".join(plan.nodes[node_rank].devices) or plan.nodes[node_rank].device.upper()
         say(f"{_processes(plan, node_rank)} on {devices}; output in {folder}")
         if on_event:
             on_event(LaunchEvent("planned" if plan.attempt == 0 else "restarted", folder))
-        run_ranks(plan, node_rank, world, request=request, folder=folder, interrupts=interrupts, say=say, on_event=on_event)
+        run_ranks(plan, node_rank, world, request=asked, folder=folder, interrupts=interrupts, say=say, on_event=on_event)
 
     try:
         result = run_attempts(world, run_attempt, interrupts)

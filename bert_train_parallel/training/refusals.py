@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from bert_train_parallel.rank import Rank
 from bert_train_parallel.run_files import RunFiles
 from bert_train_parallel.training import runs
 from bert_train_parallel.training.samples import check_settings
-from bert_train_parallel.training.shares import Shares
+from bert_train_parallel.training.shares import Shares, words_on_those_left
 
 # In what a run may differ from the one that it goes on from under a new name: how long it learns, and from how much
 MAY_GROW = ("epochs", "max_steps", "patience", "max_train_samples")
@@ -23,6 +25,7 @@ MAY_GROW = ("epochs", "max_steps", "patience", "max_train_samples")
 _CLASSIFIERS = {"bert", "roberta", "distilbert", "electra", "xlm-roberta", "albert", "camembert", "mpnet", "deberta-v2", "modernbert"}
 
 Asked = Mapping[str, Any]
+_LOG = logging.getLogger(__name__)
 
 
 def check_machine(config: TrainConfig, rank: Rank) -> None:
@@ -32,6 +35,8 @@ def check_machine(config: TrainConfig, rank: Rank) -> None:
         BadSetting: no such device, a precision that it lacks, or shares for another number of ranks.
     """
     Shares.of_setting(config.shares, rank.world_size)
+    if rank.is_first and (words := words_on_those_left(config.shares, rank.world_size, os.environ)):
+        _LOG.warning(words)
     goes_on = config.resume or config.from_run or rank.attempt > 0  # a checkpoint brings its precision along
     if config.device in ("cuda", "mps") or (config.dtype == "float16" and not goes_on):
         from bert_train_parallel.training.precision import check_dtype

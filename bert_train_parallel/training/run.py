@@ -71,7 +71,8 @@ def run_rank(open_store: Callable[[], Store], named: RunFiles, config: TrainConf
     set_threads(config.threads, rank)
     device = choose_device(config.device, rank)
     with join_world(rank, device) as world, open_store() as store, memory.errors_as_sentences(world):
-        world.agree("The data", store.fingerprint, f"Copy {store.path.name} from one node to the others, or type --send_data.")
+        todo = f"Copy {store.path.name} from one node to the others, or remove it there and type --send_data on every node."
+        world.agree("The data", store.fingerprint, todo)
         start = find_start(world, named, config, store.fingerprint)
         for note in start.notes:
             reporter.say(note)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -39,7 +40,7 @@ class Shares:
 
     @classmethod
     def of_setting(cls, setting: str, ranks: int) -> Shares:
-        """`auto`, `equal`, or numbers such as `3,1,1`.
+        """`auto`, `equal`, or numbers such as `3,1,1`; in a world that goes on without lost nodes, the numbers of those left.
 
         Raises:
             BadSetting: as many numbers as ranks are expected.
@@ -47,8 +48,12 @@ class Shares:
         if setting in ("auto", "equal"):
             return cls.equal(ranks, fixed=setting == "equal")
         numbers = [float(part) for part in setting.split(",")]
-        if len(numbers) != ranks:
+        left = numbers_left(numbers, ranks, os.environ)
+        if left is None and len(numbers) != ranks:
             raise BadSetting(f"--shares {setting} has {len(numbers)} numbers, and the world has {ranks} ranks. Give one for each, or auto.")
+        numbers = numbers if left is None else left
+        if not sum(numbers):
+            return cls.equal(ranks)
         return cls(tuple(number / sum(numbers) for number in numbers), fixed=True)
 
     def cut(self, lengths: IntArray | Sequence[int]) -> list[slice]:
@@ -95,6 +100,43 @@ class Shares:
             return ()
         busy = [part / speed for part, speed in zip(self.parts, self.speeds, strict=True)]
         return tuple(time / max(busy) for time in busy)
+
+
+def numbers_left(numbers: Sequence[float], ranks: int, environ: Mapping[str, str]) -> list[float] | None:
+    """Of one number for each rank of the first world, those of the ranks that are left.
+
+    Returns:
+        None in a world that has lost no rank; an empty list where the launcher does not say which ranks are left.
+
+    >>> numbers_left([3, 1, 2], 2, {"BERT_TRAIN_RANKS_LEFT": "0,2"}), numbers_left([3, 1, 2], 2, {"BERT_TRAIN_RANKS_LEFT": ""})
+    ([3, 2], [])
+    >>> numbers_left([3, 1], 2, {})
+    """
+    said = environ.get("BERT_TRAIN_RANKS_LEFT")
+    if said is None:  # of other launchers, torchrun tells at least that this is not the first start
+        restarted = environ.get("TORCHELASTIC_RESTART_COUNT", "0") not in ("", "0")
+        return [] if restarted and ranks < len(numbers) else None
+    left = [int(rank) for rank in said.split(",") if rank.isdecimal()]
+    if len(left) != ranks or max(left) >= len(numbers):
+        return []
+    return [numbers[rank] for rank in left]
+
+
+def words_on_those_left(setting: str, ranks: int, environ: Mapping[str, str]) -> str:
+    """A sentence about shares that a user has set, for a world that goes on without lost nodes; empty where there is nothing to say.
+
+    >>> words_on_those_left("3,1,2", 2, {"BERT_TRAIN_RANKS_LEFT": "0,2"})
+    '--shares 3,1,2: the ranks that are left keep their numbers, 3,2.'
+    """
+    if setting in ("auto", "equal"):
+        return ""
+    left = numbers_left([float(part) for part in setting.split(",")], ranks, environ)
+    if left is None:
+        return ""
+    if sum(left):
+        return f"--shares {setting}: the ranks that are left keep their numbers, {','.join(f'{number:g}' for number in left)}."
+    reason = "the ranks that are left had none of it" if left else "which of its numbers are those of the ranks that are left is not known"
+    return f"--shares {setting}: {reason}; shares follow measured speeds from here on (auto)."
 
 
 def _blend(old: float, new: float) -> float:

@@ -28,6 +28,25 @@ from .conftest import Launcher
         (["--gpu_map", "a.json", "--other_gpus", "1", "a.py"], "--gpu_map and --other_gpus"),
         (["--node_rank", "1", "a.py"], "--node_rank 1"),
         (["--elastic", "a.py"], "--elastic"),
+        (["--other_gpus=--5", "a.py"], "--other_gpus '--5'"),
+        (["--other_gpus=\u00b2", "a.py"], "--other_gpus '\u00b2'"),
+        (["--other_gpus=+1", "a.py"], "--other_gpus '+1'"),
+        (["--other_gpus= 1", "a.py"], "--other_gpus ' 1'"),
+        (["--other_gpus=1.5", "a.py"], "--other_gpus '1.5'"),
+        (["--other_gpus=", "a.py"], "--other_gpus ''"),
+        (["--other_gpus", "99999999999", "a.py"], "--other_gpus '99999999999'"),
+        (["--other_gpus", "1048577", "a.py"], "from 0 to 1048576"),
+        (["--here_gpus", "\u00b2", "a.py"], "--here_gpus"),
+        (["--here_gpus=--5", "a.py"], "--here_gpus"),
+        (["--here_gpus", "4097", "a.py"], "from 1 to 4096"),
+        (["--max_restarts", "1" * 5000, "a.py"], "--max_restarts"),
+        (["--gpu_map", "", "a.py"], "--gpu_map is empty"),
+        (["--job_token", "", "--other_gpus", "1", "a.py"], "--job_token is empty"),
+        (["--job_token_file", "", "--other_gpus", "1", "a.py"], "--job_token_file is empty"),
+        (["--ssh_user", "me", "--gpu_map", '{"localhost": 1}', "a.py"], "Add --ssh"),
+        (["--ssh_option", "Port=22", "a.py"], "Add --ssh"),
+        (["--master_addr", "192.0.2.7", "a.py"], "--master_addr 192.0.2.7 is another machine"),
+        (["--master_addr", "no.such.host.invalid", "a.py"], "'no.such.host.invalid' has no address"),
         (["--master_port", "70000", "a.py"], "--master_port"),
         (["--other_gpus", "1", "--master_addr", "alpha:29500", "a.py"], "--master_port gives its port"),
         (["--other_gpus", "1", "--master_addr", "[fd00::7]:29500", "a.py"], "--master_port gives its port"),
@@ -58,6 +77,16 @@ def test_a_mistake_is_one_line_and_starts_nothing(launcher: Launcher, words: lis
     assert said in launch.err
     assert launch.out == ""
     assert not (launcher.folder / "started").exists()
+
+
+def test_flags_for_several_machines_that_do_no_harm_to_one_are_told_and_it_runs(launcher: Launcher) -> None:
+    script = launcher.script("print('ran')")
+    flags = ["--node_rank", "0", "--master_addr", "localhost", "--host", "me", "--send_data"]
+    launch = launcher.run(*flags, script)
+    assert (launch.process.returncode, launch.out) == (0, "ran\n"), launch.err
+    assert "this machine is alone, so --master_addr, --node_rank, --host, --send_data changes nothing" in launch.err
+    assert "alone" not in launcher.run("-q", *flags, script).err
+    assert "alone" not in launcher.run(script).err
 
 
 def test_a_dry_run_shows_ranks_variables_and_command_and_starts_nothing(launcher: Launcher) -> None:

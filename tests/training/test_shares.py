@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert_train_parallel.errors import BadSetting
-from bert_train_parallel.training.shares import Shares, micro_batches
+from bert_train_parallel.training.shares import Shares, micro_batches, words_on_those_left
 
 lengths = st.lists(st.integers(1, 512), max_size=60)
 parts = st.lists(st.floats(0, 9), min_size=1, max_size=9).filter(lambda numbers: sum(numbers) > 0.01)
@@ -80,6 +81,30 @@ def test_shares_that_a_user_has_set_stay() -> None:
 def test_as_many_shares_as_ranks_are_expected() -> None:
     with pytest.raises(BadSetting, match="3 numbers, and the world has 2 ranks"):
         Shares.of_setting("3,1,1", 2)
+
+
+@pytest.mark.parametrize(
+    ("left", "parts", "fixed", "words"),
+    [
+        ("0,2", (0.75, 0.25), True, "keep their numbers, 3,1"),
+        ("1,2", (0.5, 0.5), True, "keep their numbers, 1,1"),
+        ("", (0.5, 0.5), False, "not known; shares follow measured speeds"),
+        ("0,7", (0.5, 0.5), False, "not known; shares follow measured speeds"),
+    ],
+)
+def test_ranks_that_are_left_of_a_world_keep_their_shares(
+    monkeypatch: pytest.MonkeyPatch, left: str, parts: tuple[float, ...], fixed: bool, words: str
+) -> None:
+    monkeypatch.setenv("BERT_TRAIN_RANKS_LEFT", left)
+    shares = Shares.of_setting("3,1,1", 2)
+    assert (shares.parts, shares.fixed) == (parts, fixed)
+    assert words in words_on_those_left("3,1,1", 2, os.environ)
+
+
+def test_ranks_that_had_nothing_follow_their_speeds_when_they_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BERT_TRAIN_RANKS_LEFT", "1")
+    assert Shares.of_setting("1,0", 1) == Shares.equal(1)
+    assert "had none of it" in words_on_those_left("1,0", 1, os.environ)
 
 
 def test_the_busiest_rank_is_used_fully() -> None:
