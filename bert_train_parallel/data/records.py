@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,11 +17,12 @@ from bert_train_parallel.errors import BadSource, MissingPackage
 Objects = Iterator[tuple[int, dict[str, Any] | Unusable]]
 
 _NO_OBJECT = Unusable("that are no JSON object")
+_MOST_LOOKED_AT = 20 * LOOK
 DATASETS_INSTALL = 'pip install "bert-train-parallel[datasets]"'
 
 
 def open_json(file: TextFile, name: str) -> Table:
-    """The table in a file of JSON lines, or of one JSON array of objects; its columns are the keys of the first objects.
+    """The table in a file of JSON lines, or of one JSON array of objects; its columns are the keys of the first objects, or of all.
 
     Raises:
         BadSource: the beginning is neither.
@@ -41,17 +43,36 @@ def open_json(file: TextFile, name: str) -> Table:
     columns = tuple(dict.fromkeys(key for found in look for key in found))
     if not columns:
         raise BadSource(f'{name} has JSON objects without keys only; such as {{"text": "...", "label": "..."}} are expected.')
-    return Table(
+    table = Table(
         name=name,
         columns=columns,
         named=True,
-        look=[[found.get(column) for column in columns] for found in look],
+        look=_cells(look, columns),
         records=partial(_records, objects, columns),
         described="a JSON array" if is_array else "JSON lines",
         read_as={"encoding": file.encoding},
         remark=file.remark,
         unit=unit,
     )
+    return replace(table, read_on=partial(_with_all_columns, table, objects, look))
+
+
+def _cells(found: Iterable[dict[str, Any]], columns: Sequence[str]) -> list[Cells]:
+    return [[each.get(column) for column in columns] for each in found]
+
+
+def _with_all_columns(table: Table, objects: Callable[[], Objects], look: Sequence[dict[str, Any]]) -> Table:
+    """The table with the keys of all objects; those that bring a new key, and as many behind them as a look takes, are looked at too."""
+    columns, seen = dict.fromkeys(table.columns), list(look)
+    left = 0
+    for found in (found for _, found in islice(objects(), LOOK, None) if isinstance(found, dict)):
+        if not columns.keys() >= found.keys():
+            columns |= dict.fromkeys(found)
+            left = LOOK
+        if left and len(seen) < _MOST_LOOKED_AT:
+            seen.append(found)
+            left -= 1
+    return replace(table, columns=tuple(columns), look=_cells(seen, tuple(columns)), records=partial(_records, objects, tuple(columns)))
 
 
 def _records(objects: Callable[[], Objects], columns: Sequence[str], wanted: Sequence[int]) -> Iterator[Record]:

@@ -148,7 +148,7 @@ def open_source(config: DataConfig, name: str, labelled: bool = True, say: Calla
     sources: list[Source] = []
     for given, table in tables.items():
         asked = config.model_copy(update=sources[0].column_names) if sources else config
-        found = Source(table, choose_columns(table, asked, labelled), config, None if given == "train" else given)
+        found = Source(*_with_columns(table, asked, labelled), config, None if given == "train" else given)
         if sources and labelled and all(row[found.columns.label or 0] is None for row in table.look):
             say(f"{found.name} has no labels and is left out")
             continue
@@ -156,6 +156,17 @@ def open_source(config: DataConfig, name: str, labelled: bool = True, say: Calla
             _check_numbers(found)
         sources.append(found)
     return sources
+
+
+def _with_columns(table: Table, config: DataConfig, labelled: bool) -> tuple[Table, Columns]:
+    """A table with the columns of text and label; where its first records lack one, it is read on to the end."""
+    try:
+        return table, choose_columns(table, config, labelled)
+    except BadSource:
+        if table.read_on is None:
+            raise
+    table = table.read_on()
+    return table, choose_columns(table, config, labelled)
 
 
 def _check_numbers(source: Source) -> None:

@@ -41,7 +41,7 @@ class BadLines:
         for reason, lines in self.found.items():
             count = self.counts[reason]
             more = ", ..." if count > len(lines) else ""
-            parts.append(f"{spaced(count)} {self.unit}{'s' if count > 1 else ''} {reason} ({', '.join(map(str, lines))}{more})")
+            parts.append(f"{spaced(count)} {_plural(self.unit) if count > 1 else self.unit} {reason} ({', '.join(map(str, lines))}{more})")
         return ", ".join(parts)
 
 
@@ -70,6 +70,7 @@ class Table:
     read_as: dict[str, Any] = field(default_factory=dict)  # the settings that `auto` stood for
     unit: str = "line"
     remark: str = ""  # what the user should know of it
+    read_on: Callable[[], Table] | None = None  # the same with the columns of all its records, where the first may not have all
 
     def usable(self, wanted: Sequence[int]) -> Iterator[tuple[int, Cells]]:
         """The records whose cells can be told."""
@@ -83,7 +84,17 @@ class Table:
             BadSource: there is no record.
         """
         if not self.look:
-            raise BadSource(f"{self.name} has no {self.unit}s of data{' after its header' if self.named and self.unit == 'line' else ''}.")
+            raise BadSource(
+                f"{self.name} has no {_plural(self.unit)} of data{' after its header' if self.named and self.unit == 'line' else ''}."
+            )
+
+
+def _plural(unit: str) -> str:
+    """
+    >>> _plural("line"), _plural("entry")
+    ('lines', 'entries')
+    """
+    return f"{unit.removesuffix('y')}ies" if unit.endswith("y") else f"{unit}s"
 
 
 def spaced(number: int) -> str:

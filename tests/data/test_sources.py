@@ -279,6 +279,19 @@ def test_json_cells_become_text_and_labels(write: Write) -> None:
     )
 
 
+@pytest.mark.parametrize("form", ["lines", "array"])
+@pytest.mark.parametrize("settings", [{}, {"label": "stance"}])
+def test_a_key_that_comes_after_many_objects_is_found(write: Write, form: str, settings: dict[str, str]) -> None:
+    objects: list[dict[str, Any]] = [{"text": f"plain {number}"} for number in range(1_500)]
+    objects += [{"text": f"the dog {number}", "stance": "ab"[number % 2]} for number in range(1_500)]
+    source = opened(write("\n".join(map(json.dumps, objects)) if form == "lines" else json.dumps(objects), "x.jsonl"), **settings)
+    samples = list(source.samples())
+    assert (len(samples), samples[0]) == (1_500, Sample(1_501, "the dog 0", None, "a"))
+    assert str(source.bad) == f"1 500 {'lines' if form == 'lines' else 'entries'} without label (1, 2, 3, 4, 5, ...)"
+    with pytest.raises(BadSource, match=r"has no column 'stence' \(--label\)\. Did you mean stance\? Its columns: text, stance\."):
+        opened(Path(source.name), label="stence")
+
+
 def test_a_parquet_file_is_read_in_batches(tmp_path: Path) -> None:
     import pyarrow
     import pyarrow.parquet
