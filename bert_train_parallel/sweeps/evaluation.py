@@ -30,6 +30,8 @@ _SPLITS = {"validation": "validate"}
 async def infer(request: BertInferenceRequest, folder: SharedFolder, tick: Tick) -> BertInferenceResult:
     """Labels for texts."""
     files = _model_of(folder, request.run_id)
+    if request.max_seq_length is not None:
+        raise BadRun(f"max_seq_length {request.max_seq_length}: a model reads as many tokens as in its training; leave it out.")
     result = _result(files)
     predictions = await _predictions(files, [(text,) for text in request.texts], request.use_gpu, tick)
     names = result["label_names"]
@@ -65,7 +67,8 @@ async def evaluate(request: BertEvalRequest, folder: SharedFolder, tick: Tick) -
         if not len(chosen):
             raise BadRun(f"{store.path} has no samples in its {request.split} split, so nothing can be measured.")
         texts, truth, names = store.texts(samples.ids[chosen]), samples.labels[chosen], store.label_names
-    predictions = await _predictions(files, texts, request.use_gpu, tick)
+    batch = ("--batch_size", str(request.batch_size)) if request.batch_size != BertEvalRequest().batch_size else ()
+    predictions = await _predictions(files, texts, request.use_gpu, tick, batch)
     figures = _figures([found["prediction"] for found in predictions], truth, names)
     return BertEvalResult(
         run_id=request.run_id,
@@ -111,7 +114,9 @@ async def _store(request: BertEvalRequest, files: RunFiles, folder: SharedFolder
     return store
 
 
-async def _predictions(files: RunFiles, texts: Sequence[tuple[str, ...]], use_gpu: bool, tick: Tick) -> list[dict[str, Any]]:
+async def _predictions(
+    files: RunFiles, texts: Sequence[tuple[str, ...]], use_gpu: bool, tick: Tick, more: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     with tempfile.TemporaryDirectory(prefix=".predict-", dir=files.folder) as scratch:
         given, made = Path(scratch) / "texts.jsonl", Path(scratch) / "predictions.jsonl"
         names = ("text", "text_pair")
@@ -119,7 +124,7 @@ async def _predictions(files: RunFiles, texts: Sequence[tuple[str, ...]], use_gp
         columns = ["--text", "text", *(["--text_pair", "text_pair"] if len(texts[0]) > 1 else [])]
         device = [] if use_gpu else ["--device", "cpu"]
         await _run(
-            (*_PREDICT, str(files.model_folder), str(given), "--output", str(made), "--quiet", *columns, *device), files.folder, tick
+            (*_PREDICT, str(files.model_folder), str(given), "--output", str(made), "--quiet", *columns, *device, *more), files.folder, tick
         )
         return [json.loads(line) for line in made.read_text(encoding="utf-8").splitlines()]
 

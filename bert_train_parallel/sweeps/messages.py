@@ -324,6 +324,24 @@ class HistoryReference(Message):
     sha256: str
 
 
+class Climber(Message):
+    """A trial on a rung of a ladder: still to be run there, or one of the best that were."""
+
+    number: int
+    values: Values
+    from_run: RunId | None = None
+    score: float | None = None
+    steps: int = 0
+
+
+class RungState(Message):
+    """A rung of a ladder between two workflow runs."""
+
+    rung: int
+    waiting: tuple[Climber, ...] = ()
+    best: tuple[Climber, ...] = ()  # of those that ended: no others can go on
+
+
 class SweepState(Message):
     """A board between two workflow runs of one sweep."""
 
@@ -343,6 +361,7 @@ class SweepState(Message):
     history: HistoryReference | None = None
     uncleaned: tuple[RunId, ...] = ()
     snapshot: DatasetSnapshotResult | None = None
+    climbing: RungState | None = None  # of a ladder
 
 
 class SweepRequest(Message):
@@ -351,7 +370,7 @@ class SweepRequest(Message):
     experiment_id: RunId
     base: CoordinatorWorkflowConfig
     space: SweepSpace = Field(default_factory=lambda: SweepSpace(DEFAULT_SPACE))
-    num_trials: int = Field(default=8, ge=1)  # of a ladder: those that begin on its first rung
+    num_trials: int = Field(default=8, ge=1)  # of a ladder: those that begin on its first rung; a file of a grid: left out, all of it
     max_concurrency: int = Field(default=4, ge=1, le=MOST_AT_ONCE)
     seed: int = Field(default=42, ge=0)
     sampler: Literal["random", "grid", "tpe"] | None = None  # None: random; tpe on a ladder
@@ -379,6 +398,10 @@ class SweepRequest(Message):
         names = [name for name, _ in self.space]
         if self.metric and self.direction and maximises(self.metric) != (self.direction == "maximize"):
             raise ValueError(f"direction: {self.metric} is to be {'maximized' if maximises(self.metric) else 'minimized'}; leave it out")
+        if self.direction == "minimize" and self.metric is None:
+            raise ValueError(
+                "direction: accuracy, which is compared where no metric is named, is to be maximized; name loss or mse as metric"
+            )
         if self.ladder is None:
             if self.approval or self.compare:
                 raise ValueError(f"{'approval' if self.approval else 'compare'}: only a sweep with a ladder has rungs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,9 +12,18 @@ from pydantic import BaseModel, ValidationError
 
 from bert_train_parallel.data.sources import check_exists
 from bert_train_parallel.errors import BadSetting, BadSource
-from bert_train_parallel.sweeps.messages import BertEvalRequest, BertFineTuneConfig, CoordinatorWorkflowInput, SweepRequest, first_problem
+from bert_train_parallel.sweeps.draw import grid
+from bert_train_parallel.sweeps.messages import (
+    BertEvalRequest,
+    BertFineTuneConfig,
+    CoordinatorWorkflowInput,
+    LaunchSettings,
+    SweepRequest,
+    first_problem,
+)
 
 Model = TypeVar("Model", bound=BaseModel)
+_MOST_OF_A_GRID = 10_000  # combinations that are run unless a number is given
 _FILES = ("dataset_name", "validation_file", "test_file")
 _DATA = (*_FILES, "model_name")
 
@@ -33,7 +43,46 @@ def read_sweep(path: Path) -> SweepRequest:
         raise BadSetting(f"{path}: so_far is not a setting of a sweep.")
     if isinstance(found.get("base"), dict):
         _place(found["base"].get("fine_tune_config"), path)
-    return _checked(SweepRequest, found, path)
+    request = _checked(SweepRequest, found, path)
+    if request.base.launch != LaunchSettings():
+        raise BadSetting(f"{path}: base.launch: all trials of a sweep are launched alike; write launch beside base.")
+    if request.sampler == "grid" and "num_trials" not in found:
+        count = _combinations(request)
+        if count > _MOST_OF_A_GRID:
+            raise BadSetting(f"{path}: the grid has more than {_MOST_OF_A_GRID:,} combinations; num_trials says how many of them to run.")
+        request = request.model_copy(update={"num_trials": count})
+    return request
+
+
+def notes_on(request: SweepRequest) -> list[str]:
+    """What a sweep file says that is done in part, or not at all."""
+    notes = []
+    if request.sampler == "grid" and request.num_trials < _combinations(request):
+        count = _combinations(request)
+        which = f"{count:,}" if count <= _MOST_OF_A_GRID else f"more than {_MOST_OF_A_GRID:,}"
+        notes.append(f"{request.num_trials:,} of {which} combinations are run, as num_trials says")
+    if request.base.run_id or request.base.fine_tune_config.run_id:
+        notes.append(f"run_id has no effect in a sweep: its trials are called {request.experiment_id}-t0000 and so on")
+    if request.base.evaluation_config != BertEvalRequest():
+        notes.append("evaluation_config has no effect in a sweep: trials are compared by the validation split of their training")
+    return notes
+
+
+def notes_on_configurations(given: CoordinatorWorkflowInput) -> list[str]:
+    """What a file of configurations says that has no effect."""
+    notes = []
+    for number, config in enumerate(given.configs):
+        asked, trained = config.evaluation_config.max_seq_length, config.fine_tune_config.max_seq_length
+        if asked not in (None, trained):
+            notes.append(
+                f"configs.{number}.evaluation_config.max_seq_length {asked} has no effect: a model reads {trained}, as in training"
+            )
+    return notes
+
+
+def _combinations(request: SweepRequest) -> int:
+    """Of the grid; counted no further than one above the most."""
+    return sum(1 for _ in itertools.islice(grid(request.space), _MOST_OF_A_GRID + 1))
 
 
 def read_configurations(path: Path) -> CoordinatorWorkflowInput:

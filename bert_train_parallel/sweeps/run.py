@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from bert_train_parallel.sweeps import views, watching
 from bert_train_parallel.sweeps.differences import differences
 from bert_train_parallel.sweeps.folder import SharedFolder
 from bert_train_parallel.sweeps.local import local
-from bert_train_parallel.sweeps.requests import check_data, read_configurations, read_sweep
+from bert_train_parallel.sweeps.requests import check_data, notes_on, notes_on_configurations, read_configurations, read_sweep
 from bert_train_parallel.sweeps.reservations import count_here
 from bert_train_parallel.sweeps.results import REQUEST, export, read_result, why_ended
 from bert_train_parallel.sweeps.workflows import CoordinatorWorkflow, LadderSweepWorkflow, SweepWorkflow
@@ -34,8 +35,14 @@ def run(path: Path, folder: Path) -> int:
         return show(done, request, folder)
     if _begun(SharedFolder(folder).sweep(request.experiment_id)) is None:  # later it has a snapshot of its own
         check_data([request.base.fine_tune_config], path)
+    tell(notes_on(request))
     result = asyncio.run(_run(request, folder))
     return show(result, request, folder)
+
+
+def tell(notes: Sequence[str]) -> None:
+    for note in notes:
+        print(f"note: {note}", flush=True)
 
 
 def _known(request: m.SweepRequest, folder: Path) -> m.SweepResult | None:
@@ -169,6 +176,7 @@ def show(result: m.SweepResult, request: m.SweepRequest, folder: Path) -> int:
 def coordinate(path: Path, folder: Path, trials: int | None) -> int:
     """Train and evaluate given configurations on this machine."""
     given = read_configurations(path)
+    tell(notes_on_configurations(given))
     check_data([part for config in given.configs for part in (config.fine_tune_config, config.evaluation_config) if part], path)
     results = asyncio.run(_coordinate(given, path.stem, folder, trials or max(count_here(), 1)))
     for result in results:

@@ -16,7 +16,7 @@ class LadderStage(BaseModel, frozen=True, extra="forbid"):
     """One rung as a user writes it; what is left out follows from the number of trials."""
 
     epochs: int | None = Field(default=None, ge=1)  # over the whole of a trial, those of earlier rungs included
-    max_train_samples: int | None = Field(default=None, ge=1)  # left out beside `epochs`: all
+    max_train_samples: int | None = Field(default=None, ge=1)  # null: all; left out: 1,000, 2,000, 5,000 by its place, and all on the last
     keep: int | None = Field(default=None, ge=1)  # trials that go on; of the last rung: winners
     new: int | None = Field(default=None, ge=0)  # trials that begin here
 
@@ -43,6 +43,9 @@ def rungs_of(ladder: Ladder, trials: int) -> tuple[Rung, ...]:
 
     >>> [(rung.epochs, rung.max_train_samples, rung.keep, rung.new) for rung in rungs_of(Ladder(), 24)]
     [(1, 1000, 6, 24), (2, 2000, 4, 12), (4, 5000, 3, 6), (8, None, 1, 0)]
+    >>> stages = [{"epochs": 1}, {"epochs": 3, "max_train_samples": 4000}, {"epochs": 5}, {"epochs": 6}, {"epochs": 7}]
+    >>> [rung.max_train_samples for rung in rungs_of(Ladder(stages=stages), 24)]
+    [1000, 4000, 5000, None, None]
 
     Raises:
         ValueError: a rung trains no longer than the one before, or nobody would be on it.
@@ -51,8 +54,12 @@ def rungs_of(ladder: Ladder, trials: int) -> tuple[Rung, ...]:
     rungs: list[Rung] = []
     for number, stage in enumerate(ladder.stages):
         epochs = stage.epochs or (_EPOCHS[number] if number < len(_EPOCHS) else 2 * rungs[-1].epochs)
-        capped = "max_train_samples" in stage.model_fields_set or stage.epochs is not None
-        cap = stage.max_train_samples if capped or number >= len(_CAPS) else _CAPS[number]
+        cap = stage.max_train_samples
+        if "max_train_samples" not in stage.model_fields_set and number < min(last, len(_CAPS)):
+            cap = _CAPS[number]
+            if cap is not None and number:
+                before_it = rungs[-1].max_train_samples
+                cap = None if before_it is None else max(cap, before_it)
         keep = stage.keep or (1 if number == last else max(1, trials // (4, 6, 8)[min(number, 2)]))
         new = stage.new if stage.new is not None else (0 if number == last and number else trials >> number)
         rungs.append(Rung(number, epochs, cap, keep, new))

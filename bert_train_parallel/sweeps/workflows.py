@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import itertools
+from collections.abc import Callable, Collection
+from typing import Any
 
 from temporalio import workflow
 from temporalio.exceptions import ActivityError, ApplicationError, ChildWorkflowError, is_cancelled_exception
@@ -112,6 +115,15 @@ class _Sweep(Controls):
         await workflow.wait_condition(workflow.all_handlers_finished)
         return result
 
+    async def go_on_as_new(self, under_way: Collection[asyncio.Task[Any]], climbing: Callable[[], m.RungState] | None = None) -> None:
+        """A new run with a short history, when the trials under way have ended; a ladder says then where on it it is."""
+        if under_way:
+            await workflow.wait(under_way)
+        await self.keep_record(at_least=1)
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        state = self.board.state.model_copy(update={"climbing": climbing() if climbing else None})
+        workflow.continue_as_new(self.board.request.model_copy(update={"so_far": state}))
+
     def history_is_long(self) -> bool:
         info = workflow.info()
         return info.is_continue_as_new_suggested() or info.get_current_history_length() > limits.EVENTS_A_RUN
@@ -135,7 +147,7 @@ class SweepWorkflow(_Sweep):
         await self.begin()
         while await self._another():
             if self.history_is_long():
-                await self._go_on_as_new()
+                await self.go_on_as_new(self._under_way)
             number = self.board.state.number
             values = await self._draw(number)
             self.board.update(number=number + 1)
@@ -204,14 +216,6 @@ class SweepWorkflow(_Sweep):
             await self.clean((self.board.best.run_id,) if self.board.best else ())
             self._is_recording = False
 
-    async def _go_on_as_new(self) -> None:
-        """A new run with a short history, when the trials under way have ended."""
-        if self._under_way:
-            await workflow.wait(self._under_way)
-        await self.keep_record(at_least=1)
-        await workflow.wait_condition(workflow.all_handlers_finished)
-        workflow.continue_as_new(self.board.request.model_copy(update={"so_far": self.board.state}))
-
 
 @workflow.defn
 class LadderSweepWorkflow(_Sweep):
@@ -227,17 +231,22 @@ class LadderSweepWorkflow(_Sweep):
         assert request.ladder is not None
         ladder = rungs.rungs_of(request.ladder, request.num_trials)
         self.board.update(trials=sum(rungs.trials_on(ladder, rung.number) for rung in ladder))
+        climbing = self.board.state.climbing  # of the run before this one, which ended on this rung
         going_on: list[m.TrialResult] = []
-        for rung in ladder:
-            if rung.number and request.approval and not self._why_over():
+        for rung in ladder[climbing.rung if climbing else 0 :]:
+            if climbing is None and rung.number and request.approval and not self._why_over():
                 await self.approved(f"rung {rung.number + 1} of {len(ladder)}")
-            if self._why_over():
+            if self._why_over() and climbing is None:
                 break
-            planned = [Planned(one.number, one.values, rung.number, one.run_id) for one in going_on] + await self._begin_new(rung)
-            results = await self._climb(planned, rung)
-            by_number = {one.number: one for one in results}
-            best = rungs.promoted([(one.number, one.score) for one in results], rung.keep, request.maximise)
-            going_on = [by_number[number] for number in best]
+            if climbing is None:
+                planned = [Planned(one.number, one.values, rung.number, one.run_id) for one in going_on] + await self._begin_new(rung)
+                earlier: list[m.TrialResult] = []
+            else:
+                planned = [Planned(one.number, one.values, rung.number, one.from_run) for one in climbing.waiting]
+                earlier = [self._result_of(one, rung) for one in climbing.best]
+                climbing = None
+            results = [*earlier, *await self._climb(planned, rung, earlier)]
+            going_on = self._best_of(results, rung)
             await self.keep_record(at_least=1)
             await self.clean(tuple(one.run_id for one in going_on))
             if not going_on:
@@ -276,16 +285,54 @@ class LadderSweepWorkflow(_Sweep):
             )
         return [Planned(first + place, one, rung.number) for place, one in enumerate(values)]
 
-    async def _climb(self, planned: list[Planned], rung: rungs.Rung) -> list[m.TrialResult]:
-        """Run a rung's trials, so many at a time; those that may not begin any more are left out."""
+    async def _climb(self, planned: list[Planned], rung: rungs.Rung, earlier: list[m.TrialResult] | None = None) -> list[m.TrialResult]:
+        """Run a rung's trials, so many at a time; those that may not begin any more are left out.
+
+        Args:
+            earlier: results of the rung from an earlier run of the workflow; None for trials that are on no ladder.
+        """
         tasks: list[asyncio.Task[m.TrialResult]] = []
-        for trial in planned:
+        for place, trial in enumerate(planned):
             if not await self.room():
                 break
+            if earlier is not None and len(self.board.state.recent) >= limits.RECORD_EVERY and workflow.patched("ladders-record-on-rungs"):
+                await self.keep_record()
+            if earlier is not None and self.history_is_long() and workflow.patched("ladders-go-on-as-new"):
+                await self.go_on_as_new(tasks, functools.partial(self._climbing, rung, planned[place:], earlier, tasks))
             tasks.append(self.start(trial, rung))
         if tasks:
             await workflow.wait(tasks)
         return [task.result() for task in tasks]
+
+    def _climbing(
+        self, rung: rungs.Rung, waiting: list[Planned], earlier: list[m.TrialResult], ended: list[asyncio.Task[m.TrialResult]]
+    ) -> m.RungState:
+        best = self._best_of([*earlier, *(task.result() for task in ended)], rung)
+        return m.RungState(
+            rung=rung.number,
+            waiting=tuple(m.Climber(number=one.number, values=one.values, from_run=one.from_run) for one in waiting),
+            best=tuple(
+                m.Climber(number=one.number, values=one.values, from_run=one.promoted_from, score=one.score, steps=one.steps)
+                for one in best
+            ),
+        )
+
+    def _result_of(self, one: m.Climber, rung: rungs.Rung) -> m.TrialResult:
+        """What the ladder has to know of a trial that ended in an earlier run of the workflow."""
+        return m.TrialResult(
+            number=one.number,
+            rung=rung.number,
+            run_id=self.board.run_id(Planned(one.number, one.values, rung.number)),
+            values=one.values,
+            score=one.score,
+            steps=one.steps,
+            promoted_from=one.from_run,
+        )
+
+    def _best_of(self, results: list[m.TrialResult], rung: rungs.Rung) -> list[m.TrialResult]:
+        by_number = {one.number: one for one in results}
+        best = rungs.promoted([(one.number, one.score) for one in results], rung.keep, self.board.request.maximise)
+        return [by_number[number] for number in best]
 
     async def _compare(self, winner: m.TrialResult, last: rungs.Rung) -> tuple[m.Comparison, str]:
         """Random trials that together see as many rows as the ladder did, each trained as long as the winner.

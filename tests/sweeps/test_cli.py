@@ -12,7 +12,7 @@ import pytest
 
 from bert_train_parallel.sweeps.cli import _parser, main
 from bert_train_parallel.sweeps.messages import BertFineTuneConfig, CoordinatorWorkflowInput, SweepRequest
-from bert_train_parallel.sweeps.requests import read_configurations, read_sweep
+from bert_train_parallel.sweeps.requests import notes_on, notes_on_configurations, read_configurations, read_sweep
 
 BASE = {"fine_tune_config": {"dataset_name": "leanings.csv"}}
 
@@ -50,6 +50,9 @@ def test_every_example_is_a_file_that_can_be_run(kind: str, hub: bool, tmp_path:
         ({"base": BASE, "sampler": "grid", "ladder": {}}, "a ladder begins new trials on later rungs"),
         ({"base": BASE, "approval": True}, "only a sweep with a ladder has rungs"),
         ({"base": BASE, "ladder": {}, "space": {"epochs": [1, 2]}}, "epochs is what the rungs of a ladder decide"),
+        ({"base": BASE, "direction": "minimize"}, "direction: accuracy, which is compared where no metric is named, is to be maximized"),
+        ({"base": BASE | {"launch": {"here_gpus": 2}}}, "base.launch: all trials of a sweep are launched alike; write launch beside base."),
+        ({"base": BASE, "sampler": "grid", "space": {"seed": {"low": 0, "high": 10000}}}, "more than 10,000 combinations; num_trials"),
         ({"base": BASE, "metric": "loss", "direction": "maximize"}, "loss is to be minimized"),
         ({"base": {"fine_tune_config": {"settings": {"warmup": 2}}}}, "base.fine_tune_config"),
         ({"base": {"fine_tune_config": {"settings": {"epochs": 2}}}}, "write it as num_epochs"),
@@ -171,6 +174,21 @@ def test_data_is_looked_for_beside_the_file(tmp_path: Path) -> None:
     request = read_sweep(write(tmp_path, {"base": BASE}))
     assert request.base.fine_tune_config.dataset_name == str(tmp_path / "leanings.csv")
     assert request.experiment_id == "mine"
+
+
+def test_a_grid_is_run_whole_unless_a_number_is_given_and_what_has_no_effect_is_told(tmp_path: Path) -> None:
+    content = {"base": BASE, "sampler": "grid", "space": {"batch_size": [8, 16, 32], "seed": {"low": 0, "high": 5}}}
+    whole = read_sweep(write(tmp_path, content))
+    assert (whole.num_trials, notes_on(whole)) == (18, [])
+    part = read_sweep(write(tmp_path, content | {"num_trials": 8}))
+    assert part.num_trials == 8
+    assert notes_on(part) == ["8 of 18 combinations are run, as num_trials says"]
+    base = {"fine_tune_config": BASE["fine_tune_config"] | {"run_id": "own"}, "evaluation_config": {"split": "test"}}
+    notes = notes_on(read_sweep(write(tmp_path, {"base": base})))
+    assert [note.split(" ")[0] for note in notes] == ["run_id", "evaluation_config"]
+    configs = [{"fine_tune_config": BASE["fine_tune_config"], "evaluation_config": {"max_seq_length": length}} for length in (64, 128)]
+    notes = notes_on_configurations(read_configurations(write(tmp_path, {"configs": configs})))
+    assert notes == ["configs.0.evaluation_config.max_seq_length 64 has no effect: a model reads 128, as in training"]
 
 
 def test_the_demos_sweep_file_is_accepted(tmp_path: Path) -> None:

@@ -273,6 +273,39 @@ def test_a_long_sweep_goes_on_as_new_and_loses_nothing(server: str, simulated: S
     assert result.history.count == 60
 
 
+def test_a_long_ladder_goes_on_as_new_and_finds_the_same(server: str, simulated: Simulated, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = [{"epochs": 1, "keep": 6, "new": 30}, {"epochs": 2, "keep": 3, "new": 10}, {"epochs": 4}]
+    request = sweep(num_trials=30, ladder={"stages": stages}, compare=True)
+
+    def found(result: m.SweepResult) -> Any:
+        assert result.history is not None
+        return (
+            result.history.count,
+            result.comparison,
+            [(one.run_id, one.values, one.score, one.promoted_from) for one in result.leaderboard],
+        )
+
+    short = run_sweep(server, simulated, request)
+    asked, cleaned = len(simulated.asked), sorted(set(simulated.cleaned[0].among) - set(simulated.cleaned[0].keep))
+    simulated.asked.clear()
+    simulated.cleaned.clear()
+    monkeypatch.setattr(board, "EVENTS_A_RUN", 60)
+    monkeypatch.setattr(board, "RECORD_EVERY", 7)
+    runs: list[str] = []
+
+    async def story(handle: Any) -> None:
+        while not simulated.exported[1:]:
+            run = str((await handle.describe()).run_id)
+            runs.extend([run] if run not in runs else [])
+            await asyncio.sleep(0.01)
+
+    long = run_sweep(server, simulated, request, story)
+    assert len(runs) >= 3
+    assert found(long) == found(short)
+    assert len(simulated.asked) == len({one.run_id for one in simulated.asked}) == asked
+    assert sorted(set(simulated.cleaned[0].among) - set(simulated.cleaned[0].keep)) == cleaned
+
+
 def test_configurations_are_evaluated_as_their_training_ends_and_told_in_their_order(server: str, simulated: Simulated) -> None:
     async def answers(request: m.BertFineTuneRequest) -> m.BertFineTuneResult | None:
         await asyncio.sleep({"slow": 0.3}.get(request.run_id, 0))
