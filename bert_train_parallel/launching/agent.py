@@ -63,12 +63,14 @@ def run_ranks(
     interrupts: processes.Interrupts,
     say: Callable[[str], None],
     on_event: OnEvent | None = None,
+    heading: str = "",
 ) -> Failure | None:
     """Run this node's ranks of one attempt; when it returns, none of their processes is left.
 
     Args:
         world: told of the first failure here at once; brings news of failures elsewhere, which end the ranks here.
         folder: where logs and error files of the ranks go; it is there.
+        heading: a line before the first that a rank prints on standard output; none where it prints nothing.
         interrupts: SIGINT, SIGTERM and the like end the ranks, with `request.grace_s` before SIGKILL.
     Returns:
         What ended the attempt; None when every rank ended well.
@@ -76,7 +78,7 @@ def run_ranks(
         BadSetting: the command cannot be started.
         NotWritable: the logs cannot be written.
     """
-    agent = _Agent(plan, node_rank, world, request, folder, interrupts, say)
+    agent = _Agent(plan, node_rank, world, request, folder, interrupts, say, heading)
     try:
         for local_rank in range(plan.nodes[node_rank].ranks):
             agent.start(local_rank)
@@ -104,6 +106,7 @@ class _Agent:
         folder: str,
         interrupts: processes.Interrupts,
         say: Callable[[str], None],
+        heading: str,
     ) -> None:
         self.ranks: list[_Running] = []
         self.first_failure: Failure | None = None
@@ -114,7 +117,7 @@ class _Agent:
         self._folder = folder
         self._interrupts = interrupts
         self._say = say
-        self._sinks = (output.Sink(1), output.Sink(2))
+        self._sinks = (output.Sink(1, heading.encode()), output.Sink(2))
         self._selector = selectors.DefaultSelector()
         self._failed: list[Ended] = []  # in the order in which their ends were noticed
         self._decide_at: float | None = None  # when the first failure is named

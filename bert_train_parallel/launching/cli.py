@@ -101,7 +101,8 @@ def _guarded(body: Callable[[Interrupts], int]) -> int:
 
 
 def _launch(request: LaunchRequest, claim: gpus.Claim, interrupts: Interrupts, quiet: bool, problem: str) -> int:
-    return launch_node(request, claim, interrupts, say=_nothing if quiet else say, warn=say, problem=problem).exit_code
+    told, signature = (_nothing, "") if quiet else (say, f"{NAME}: ")
+    return launch_node(request, claim, interrupts, say=told, warn=say, problem=problem, signature=signature).exit_code
 
 
 def _refuse_ssh_flags_alone(arguments: argparse.Namespace) -> None:

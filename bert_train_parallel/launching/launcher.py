@@ -31,6 +31,7 @@ def launch_node(
     warn: Say,
     on_event: OnEvent | None = None,
     problem: str = "",
+    signature: str = "",
 ) -> LaunchResult:
     """Run this node's part of a launch until it is over on every node; the caller is guarded (`processes.guarded`).
 
@@ -39,6 +40,8 @@ def launch_node(
         say: takes the lines that a quiet launch leaves out.
         warn: takes those that it does not: how the launch failed.
         problem: why this node cannot take part; all nodes hear it, and stop.
+        signature: put before the line that heads what our trainer prints, on standard output: a mistake that the trainer tells on
+            standard error stays one line. Without it, and for other programs, the line is said before the start.
     Raises:
         NodesDisagree, Unreachable, BadSetting, NotWritable: the ranks cannot be started.
         LaunchFailed: a signal arrived while this node waited for the others.
@@ -60,10 +63,23 @@ def launch_node(
             asked = replace(request, environment=request.environment | {"BERT_TRAIN_RANKS_LEFT": left})
         folder = logs.folder(plan)
         devices = ", ".join(plan.nodes[node_rank].devices) or plan.nodes[node_rank].device.upper()
-        say(f"{_processes(plan, node_rank)} on {devices}; output in {folder}")
+        words = f"{_processes(plan, node_rank)} on {devices}; output in {folder}"
+        heading = f"{signature}{words}\n" if signature and is_ours(request.command) else ""
+        if not heading:
+            say(words)
         if on_event:
             on_event(LaunchEvent("planned" if plan.attempt == 0 else "restarted", folder))
-        run_ranks(plan, node_rank, world, request=asked, folder=folder, interrupts=interrupts, say=say, on_event=on_event)
+        run_ranks(
+            plan,
+            node_rank,
+            world,
+            request=asked,
+            folder=folder,
+            interrupts=interrupts,
+            say=say,
+            on_event=on_event,
+            heading=heading,
+        )
 
     try:
         result = run_attempts(world, run_attempt, interrupts)

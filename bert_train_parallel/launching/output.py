@@ -22,11 +22,16 @@ _LINE = re.compile(rb"[^\r\n]*(?:\r\n|\n|\r)")
 class Sink:
     """One of the launcher's own streams: takes bytes at once, passes them on as fast as they are read."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, heading: bytes = b"") -> None:
+        """
+        Args:
+            heading: goes before the first that is written.
+        """
         self.descriptor = descriptor
         self.closed = False  # it takes no more
         self.why: OSError | None = None
         self._waiting = bytearray()
+        self._heading = heading
 
     @property
     def backlog(self) -> int:
@@ -34,7 +39,8 @@ class Sink:
 
     def write(self, data: bytes) -> None:
         if not self.closed:
-            self._waiting += data
+            self._waiting += self._heading + data
+            self._heading = b""
             self.flush()
 
     def flush(self) -> None:

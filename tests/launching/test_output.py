@@ -188,3 +188,23 @@ def test_a_full_disk_under_standard_output_is_named_so(flags: list[str], tmp_pat
         )
         (log,) = (tmp_path / "logs").rglob("*rank*0*")
         assert log.read_text().count("\n") == 5000
+
+
+@pytest.mark.parametrize("flags", [[], ["--here_gpus", "2", "--device", "cpu"]])
+def test_a_mistake_that_our_trainer_tells_is_the_one_line_on_standard_error(
+    launcher: Launcher, tmp_path: Path, tiny_tokenizer: Path, flags: list[str]
+) -> None:
+    source = tmp_path / "one.csv"
+    source.write_text("text,label\n" + "".join(f"the dog {number},a\n" for number in range(40)))
+    words = [*flags, "bert_train_parallel.py", "--model", str(tiny_tokenizer), "--preponly"]
+    early = launcher.run(*words, str(tmp_path / "none.csv"))
+    assert early.wait() == 2
+    assert early.out == ""
+    assert early.err.count("\n") == 1
+    late = launcher.run(*words, str(source))
+    assert late.wait() == 2
+    first, second = late.out.splitlines()[:2]
+    assert first.startswith(f"launch: {2 if flags else 1} process")
+    assert "UTF-8, comma-separated" in second
+    assert "every sample has the label 'a'" in late.err
+    assert late.err.count("\n") == 1
