@@ -11,6 +11,7 @@ import os
 import select
 import signal
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,6 +28,7 @@ from bert_train_parallel.launching.world import End, Start
 from bert_train_parallel.processes import Interrupts, signal_name
 
 CLOSE_WITHIN_S = 5.0
+NAME_SERVER_WITHIN_S = 8.0  # for saying whose name the master's is
 REFUSALS: dict[str, type[BertTrainParallelError]] = {kind.__name__: kind for kind in (BadSetting, NodesDisagree, NotWritable, Unreachable)}
 
 
@@ -76,7 +78,7 @@ class Channel:
         self.over = False
         self.loop = asyncio.new_event_loop()
         try:
-            master = master_address(request)
+            master = master_address(request, say)
         except NotTheMaster as mistake:  # the master that was named waits for this node, and must hear why it does not come
             master, hello = request.master_addr, replace(hello, node_rank=None, problem=str(mistake))
         if master is None:
@@ -210,7 +212,30 @@ class Channel:
         self.close()
 
 
-def master_address(request: LaunchRequest) -> str | None:
+def is_own_name(host: str, say: Callable[[str], None]) -> bool:
+    """Whether a name or address is this machine's; a name server that is silent is asked again, aloud, but not for long.
+
+    Raises:
+        Unreachable: there is no such name, or the name server is silent.
+    """
+    deadline, is_told = time.monotonic() + NAME_SERVER_WITHIN_S, False
+    while True:
+        try:
+            return any(map(network.is_own, network.resolve(host, "--master_addr")))
+        except network.SilentNameServer as silence:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise Unreachable(f"{silence}. With --node_rank on every node, none of them need ask which one that is.") from None
+            if not is_told:
+                is_told = True
+                say(f"{silence}. Trying again for {left:.0f} s.")
+
+
+def _say_nothing(words: str) -> None:
+    pass
+
+
+def master_address(request: LaunchRequest, say: Callable[[str], None] = _say_nothing) -> str | None:
     """Where the master is; None when it is this node.
 
     >>> master_address(LaunchRequest(("train.py",), others=1))
@@ -232,7 +257,7 @@ def master_address(request: LaunchRequest) -> str | None:
             )
         return request.master_addr or first
     if request.node_rank == 0 or (request.node_rank is None and request.master_addr is None):
-        if request.master_addr is not None and not any(map(network.is_own, network.resolve(request.master_addr))):
+        if request.master_addr is not None and not is_own_name(request.master_addr, say):
             raise NotTheMaster(
                 f"--master_addr {request.master_addr} is not an address of this machine, and --node_rank 0 makes it the master. "
                 f"Give this node's own address ({own_in_words()}), or another --node_rank."
@@ -240,7 +265,7 @@ def master_address(request: LaunchRequest) -> str | None:
         return None
     if request.master_addr is None:
         raise BadSetting(f"--node_rank {request.node_rank} needs --master_addr, the name or address of node 0.")
-    if request.node_rank is None and any(map(network.is_own, network.resolve(request.master_addr))):
+    if request.node_rank is None and is_own_name(request.master_addr, say):
         return None  # the same line on every node: the one that --master_addr names is the master
     return request.master_addr
 

@@ -217,9 +217,10 @@ def _read_map(arguments: argparse.Namespace) -> dict[str, int] | None:
     # without a letter it is a number that went wrong, unless there is such a file
     is_no_file = file is not None and not any(letter.isalpha() for letter in file) and "{" not in file and not os.path.exists(file)
     if is_no_file or (file is None and other is not None and not 0 <= int(other) <= MOST_OTHERS):
+        shown = str(other)[:40] if file is None else repr(file[:40])
         raise BadGpuMap(
-            f"--other_gpus {str(other)[:40]!r}: write how many GPUs the other machines have together, a whole number from 0 to {MOST_OTHERS}, "
-            f"or name a JSON file."
+            f"--other_gpus {shown}: write how many GPUs the other machines have together, "
+            f"a whole number from 0 to {MOST_OTHERS}, or name a JSON file."
         )
     if arguments.gpu_map is not None and other is not None:
         raise BadGpuMap("--gpu_map and --other_gpus both say what the other machines have. Leave one of them out.")

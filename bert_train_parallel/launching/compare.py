@@ -134,8 +134,8 @@ def different_words(master: Hello, hello: Hello, send_data: bool) -> list[str]:
             return [*found, other_word(master, hello, number)]
         if on_both and ours.fingerprint != theirs.fingerprint:
             found.append(other_content(master, hello, number))
-        elif on_one:
-            found.append(not_there(master, hello, number, send_data))
+        elif on_one and not (send_data and ours.fingerprint):  # what the master has, it sends once nothing else differs
+            found.append(not_there(master, hello, number))
     return found
 
 
@@ -148,11 +148,10 @@ def other_content(master: Hello, hello: Hello, number: int) -> str:
     )
 
 
-def not_there(master: Hello, hello: Hello, number: int, send_data: bool) -> str:
+def not_there(master: Hello, hello: Hello, number: int) -> str:
     word = master.command[number] if master.command[number].fingerprint else hello.command[number]
     if word is master.command[number]:
-        offer = "" if send_data else ", or add --send_data on every node to have it sent"
-        return f"{hello.command[number].text} is not on {hello.host}. Copy it there{offer}."
+        return f"{hello.command[number].text} is not on {hello.host}. Copy it there, or add --send_data on every node to have it sent."
     return f"{master.command[number].text} is not on {master.host}, the master. Copy it there from {hello.host}."
 
 

@@ -198,7 +198,7 @@ file to every node.'
         return f"Two machines call themselves {host}. Give each its own place: the same GPU map on both, and its own name with --host."
     if role == other_role == "master":
         head = f"{host} and {other_host} both take themselves for the master."
-    elif "master" in (role, other_role) and maps_agree(gpu_map, other_map):
+    elif "master" in (role, other_role) and gpu_map and maps_agree(gpu_map, other_map):
         master, node = (host, other_host) if role == "master" else (other_host, host)
         return (
             f"{node} does not reach {master}, the master, although {master} reaches {node}: a firewall drops what comes to the "

@@ -12,6 +12,7 @@ from bert_train_parallel.errors import BadGpuMap
 from bert_train_parallel.launching import network
 
 EXAMPLE = '{"foo.bar.com": 4, "172.12.145.1": 6}'
+LONGEST = 253  # characters of a host name
 MOST = 4096  # ranks on one machine: more is a slip of the keyboard
 
 
@@ -48,8 +49,8 @@ def read_gpu_map(source: str) -> dict[str, int]:
         return parse_gpu_map(source, "the GPU map")
     try:
         raw = Path(source).read_bytes()
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
+    except (OSError, ValueError) as error:  # ValueError: no file can have such a name
+        reason = str(getattr(error, "strerror", None) or error).lower()
         raise BadGpuMap(f"{source}: {reason}. Name a JSON file such as {EXAMPLE}, or a number of GPUs with --other_gpus.") from None
     try:
         text = raw.decode("utf-8-sig")  # editors on Windows begin a file with a byte order mark
@@ -70,15 +71,17 @@ def parse_gpu_map(text: str, source: str) -> dict[str, int]:
         raise BadGpuMap(f"{source} is empty. Write hosts and their GPU counts, for example {EXAMPLE}.")
     try:
         read = json.loads(text, object_pairs_hook=once)
-    except (json.JSONDecodeError, RecursionError) as error:
-        where = f"line {error.lineno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+    except (ValueError, RecursionError) as error:  # a plain ValueError is a number of thousands of digits
+        where = "nested too deeply" if isinstance(error, RecursionError) else "a number is too long"
+        if isinstance(error, json.JSONDecodeError):
+            where = f"line {error.lineno}: {error.msg}"
         raise BadGpuMap(f"{source} is not JSON ({where}). Write hosts and their GPU counts, for example {EXAMPLE}.") from None
     if not isinstance(read, dict) or not read:
         what = "an empty object" if read == {} else "null" if read is None else f"a {type(read).__name__}"
         raise BadGpuMap(f"{source} holds {what}, not hosts with GPU counts. Write for example {EXAMPLE}.")
     for host, gpus in read.items():
         check_entry(source, host, gpus)
-    hosts = [network.bare(host) for host in read]
+    hosts = [network.plain(host) for host in read]
     for host in hosts:
         if [other.lower() for other in hosts].count(host.lower()) > 1:
             raise BadGpuMap(f'{source} lists "{host}" in two spellings. Write each host once, with the sum of its GPUs.')
@@ -86,8 +89,13 @@ def parse_gpu_map(text: str, source: str) -> dict[str, int]:
 
 
 def check_entry(source: str, host: str, gpus: Any) -> None:
-    if not host.strip() or host != host.strip() or any(letter.isspace() for letter in host):
+    if not host.strip(" []") or host != host.strip() or any(letter.isspace() for letter in host):
         raise BadGpuMap(f'{source} has the host "{host}". Write a name or an address without spaces, for example {EXAMPLE}.')
+    if host.startswith("-") or not host.isprintable() or len(host) > LONGEST:
+        raise BadGpuMap(
+            f"{source} has the host {host[:60]!a}. Write a name or an address of at most {LONGEST} characters that does not begin "
+            f"with a dash, for example {EXAMPLE}."
+        )
     if "@" in host or "/" in host:
         raise BadGpuMap(f'{source} has the host "{host}". Write the name or address alone; --ssh_user gives a user.')
     if network.has_port(host):
@@ -123,9 +131,9 @@ def find_place(
     """
     hosts = list(gpu_map)
     if host is not None:
-        if network.bare(host) not in hosts:
+        matches = [other for other in hosts if other.lower() == network.plain(host).lower()]
+        if not matches:
             raise BadGpuMap(f"--host {host} is not in the GPU map, which has {', '.join(hosts)}. Use one of these names.")
-        matches = [network.bare(host)]
     else:
         matches = matching_hosts(hosts, names, addresses, resolve_all)
     if len(matches) > 1:
@@ -144,9 +152,12 @@ def find_place(
         own = ", ".join(
             sorted({*(names or network.own_names()), *(a for a in addresses or network.own_addresses() if not network.is_loopback(a))})
         )
+        named = [host for host in hosts if not network.is_loopback(host)]
+        unknown = [host for host, found in resolve_all(named).items() if not found]
+        no_address = f" (no address was found for {', '.join(unknown)})" if unknown else ""
         raise BadGpuMap(
-            f"This machine ({own}) is not in the GPU map, which has {', '.join(hosts)}. Add it, say which of them it is with --host, "
-            f"or give its place and size with --node_rank and --here_gpus."
+            f"This machine ({own}) is not in the GPU map, which has {', '.join(hosts)}{no_address}. Add it, say which of them it is with "
+            f"--host, or give its place and size with --node_rank and --here_gpus."
         )
     if not 0 <= node_rank <= len(hosts):
         raise BadGpuMap(f"--node_rank {node_rank} with {len(hosts)} other hosts in the GPU map: use 0 to {len(hosts)}.")
@@ -165,9 +176,7 @@ def matching_hosts(
     own_names = set(names) if names is not None else network.own_names()
     own = {address for address in (addresses if addresses is not None else network.own_addresses()) if not network.is_loopback(address)}
     elsewhere = [host for host in hosts if not network.is_loopback(host)]
-    direct = [host for host in elsewhere if host in own or host.lower() in own_names]
-    if direct:
-        return direct
-    resolved = resolve_all(host for host in elsewhere if host not in own)
-    by_address = [host for host in elsewhere if own & {network.bare(address) for address in resolved.get(host, [])}]
-    return by_address or [host for host in hosts if network.is_loopback(host)]
+    direct = [host for host in elsewhere if network.bare(host) in own or host.lower() in own_names]
+    resolved = resolve_all(host for host in elsewhere if host not in direct)  # an alias may be this machine as well
+    found = [host for host in elsewhere if host in direct or own & {network.bare(address) for address in resolved.get(host, [])}]
+    return found or [host for host in hosts if network.is_loopback(host)]

@@ -157,11 +157,22 @@ class Master:
             self.say(f"{waited} for {self._missing()} to come back.")
             self._end(self.cause)
             return
-        todo = "the GPU map" if self.request.gpu_map else f"--other_gpus ({self.request.others} on {self.host})"
+        todo = self._map_todo() if self.request.gpu_map else f"--other_gpus ({self.request.others} on {self.host})"
         self._refuse(
             f"{waited}: {self._missing()} never came; here: {roll_call(self.hellos)}. "
             f"Start launch.py on the missing nodes, or correct {todo}; --join_timeout waits longer.",
             "Unreachable",
+        )
+
+    def _map_todo(self) -> str:
+        """The GPU map, and what may be wrong in it where it names a machine by an address that every machine has."""
+        hosts = list(self.request.gpu_map or {})
+        here = {hello.node_rank for hello in self.hellos}
+        unnamed = [host for number, host in enumerate(hosts) if number not in here and network.is_loopback(host)]
+        if not unnamed:
+            return "the GPU map"
+        return (
+            f"the GPU map ({self.host} has a name of its own in it, so {unnamed[0]} is another machine; if both are one, keep one of them)"
         )
 
     async def _admit(self, hello: Hello, send: Callable[[Message], None], address: str, reader: asyncio.StreamReader) -> None:

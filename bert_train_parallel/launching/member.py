@@ -16,6 +16,7 @@ from bert_train_parallel.launching.wire import Message
 from bert_train_parallel.rank import DEFAULT_PORT
 
 KNOCK_EVERY_S = 0.5
+NAME_WITHIN_S = 0.5  # for the address of the master, before something is said of the name server
 ANSWER_WITHIN_S = 2.0  # so that a silent address is told of within 3 s
 REPEAT_S = 10.0
 TELL_WITHIN_S = 2.0  # a node that cannot take part says why to a master that can be reached, and waits no longer for one that cannot
@@ -62,7 +63,7 @@ class Member:
 
     async def _doorman(self) -> asyncio.Server | None:
         """While this node waits for the master, others that take this one for the master hear that it is not."""
-        found = await asyncio.to_thread(network.resolve_all, [self.master])
+        found = await asyncio.to_thread(network.resolve_all, [self.master], NAME_WITHIN_S)
         if any(network.is_own(address) for address in found[self.master]):
             return None  # the port belongs to the master, which is on this machine
 
@@ -108,7 +109,10 @@ class Member:
     async def _knock(self) -> str:
         """One attempt to join; returns, if the master did not take this node, why."""
         given_by = "the GPU map" if self.request.gpu_map else "--master_addr"
-        addresses = await asyncio.to_thread(network.resolve, self.master, given_by)
+        try:
+            addresses = await asyncio.to_thread(network.resolve, self.master, given_by, NAME_WITHIN_S)
+        except network.SilentNameServer as silence:
+            return str(silence)
         reason = ""
         for address in addresses:
             try:

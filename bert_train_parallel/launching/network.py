@@ -11,10 +11,12 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 
 from bert_train_parallel.errors import Unreachable
 
+NAME_WITHIN_S, FULL_NAME_WITHIN_S = 1.2, 0.5  # for a name server to answer: together less than the 3 s in which a user is told
 CARRIER_GRADE = ipaddress.ip_network("100.64.0.0/10")  # private in practice (Tailscale, cloud networks), not by is_private
 
 
@@ -59,10 +61,73 @@ def own_addresses() -> dict[str, str]:
     return found
 
 
+class SilentNameServer(Unreachable):
+    """A name whose address is not known yet: the name server has not answered, and may still do."""
+
+
+class _LookUp(threading.Thread):
+    """One question to the system's resolver, which may block it for half a minute and more; a daemon, so that no exit waits for it."""
+
+    def __init__(self, ask: Callable[[], list[str]]) -> None:
+        super().__init__(daemon=True, name="look-up")
+        self.ask = ask
+        self.found: list[str] = []
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        try:
+            self.found = self.ask()
+        except Exception as error:  # raised where the answer is waited for
+            self.error = error
+
+
+_asked: dict[str, _LookUp] = {}  # questions without an answer so far: asking again waits on, rather than in one more thread
+_asking = threading.Lock()
+
+
+def _forget_questions() -> None:
+    """In a forked child, which has none of the threads that would answer."""
+    global _asking
+    _asking = threading.Lock()
+    _asked.clear()
+
+
+os.register_at_fork(after_in_child=_forget_questions)
+
+
+def _look_up(name: str, ask: Callable[[], list[str]], within_s: float) -> list[str] | None:
+    """What a resolver says, or None while it says nothing."""
+    with _asking:
+        question = _asked.get(name)
+        if question is None:
+            question = _asked[name] = _LookUp(ask)
+            question.start()
+    question.join(within_s)
+    if question.is_alive():
+        return None
+    with _asking:
+        if _asked.get(name) is question:
+            del _asked[name]
+    if question.error is not None:
+        raise question.error
+    return question.found
+
+
 def own_names() -> set[str]:
     """The names this machine calls itself, in lower case."""
     name = socket.gethostname().lower()
-    return {name, name.split(".")[0], socket.getfqdn().lower()}
+    full = _look_up("own name", lambda: [socket.getfqdn()], FULL_NAME_WITHIN_S) or [name]
+    return {name, name.split(".")[0], full[0].lower()}
+
+
+def plain(host: str) -> str:
+    """A host as it is looked up and shown: like `bare`, with the zone of an address that means nothing without it.
+
+    >>> plain("[fe80::1%eth0]"), plain("FD00:0::7"), plain("alpha")
+    ('fe80::1%eth0', 'fd00::7', 'alpha')
+    """
+    zone = host.strip("[]").partition("%")[2]
+    return f"{bare(host)}%{zone}" if zone else bare(host)
 
 
 def bare(address: str) -> str:
@@ -117,39 +182,50 @@ def is_own(address: str) -> bool:
     return is_loopback(address) or bare(address) in own_addresses()
 
 
-def resolve(host: str, given_by: str = "") -> list[str]:
+def resolve(host: str, given_by: str = "", within_s: float = NAME_WITHIN_S) -> list[str]:
     """The addresses of a host, in the system's order; `given_by` is the flag that a user would correct.
 
     Raises:
+        SilentNameServer: no answer in time; asking again may bring it.
         Unreachable: the name is unknown; said at once, since waiting does not change it.
     """
-    try:
+
+    def ask() -> list[str]:
         answers = socket.getaddrinfo(host.strip("[]"), None, type=socket.SOCK_STREAM)
+        return list(dict.fromkeys(str(answer[4][0]) for answer in answers))
+
+    try:
+        found = _look_up(host, ask, within_s)
     except (socket.gaierror, UnicodeError) as error:
         reason = (error.strerror or "") if isinstance(error, socket.gaierror) else "not a host name"
         raise Unreachable(
             f"{host!r} has no address ({reason.lower()}). Check the spelling{f' in {given_by}' if given_by else ''}, add it to "
             f"/etc/hosts, or give the IP address."
         ) from None
-    return list(dict.fromkeys(str(answer[4][0]) for answer in answers))
+    if found is None:
+        raise SilentNameServer(
+            f"the name server does not answer for {host!r}{f' ({given_by})' if given_by else ''}: give the IP address, or add the name to "
+            f"/etc/hosts"
+        )
+    return found
 
 
-def resolve_all(hosts: Iterable[str], within_s: float = 3.0) -> dict[str, list[str]]:
+def resolve_all(hosts: Iterable[str], within_s: float = NAME_WITHIN_S) -> dict[str, list[str]]:
     """The addresses of several hosts at once; none for a name that is unknown, or whose name server is slow."""
     found: dict[str, list[str]] = {host: [] for host in hosts}
 
     def look_up(host: str) -> None:
         try:
-            found[host] = resolve(host)
+            found[host] = resolve(host, within_s=within_s)
         except Unreachable:
             pass  # the caller looks for a match; a name that does not resolve is none
 
-    # daemon threads: a name server that does not answer blocks getaddrinfo for longer than anyone should wait
     threads = [threading.Thread(target=look_up, args=(host,), daemon=True) for host in found]
     for thread in threads:
         thread.start()
+    deadline = time.monotonic() + within_s
     for thread in threads:
-        thread.join(within_s)
+        thread.join(max(0.0, deadline + 0.1 - time.monotonic()))
     return dict(found)
 
 

@@ -83,8 +83,8 @@ def line_for(flags: Sequence[str], command: Sequence[str], gpu_map: dict[str, in
 def ssh_command(ssh: Ssh, host: str, line: Sequence[str]) -> list[str]:
     """What to execute here so that a host runs the guard around its launcher.
 
-    >>> ssh_command(Ssh("me", ("Port=2222",), "/work", "/usr/bin/python3"), "beta", ["-q", "a b.py"])[-4:-1]
-    ['-l', 'me', 'beta']
+    >>> ssh_command(Ssh("me", ("Port=2222",), "/work", "/usr/bin/python3"), "beta", ["-q", "a b.py"])[-5:-1]
+    ['-l', 'me', '--', 'beta']
     """
     package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     # only a checkout is not installed there; a path that does not exist on the other host does no harm
@@ -92,7 +92,7 @@ def ssh_command(ssh: Ssh, host: str, line: Sequence[str]) -> list[str]:
     words = " ".join(shlex.quote(word) for word in (ssh.python, "-P", "-m", __spec__.name if __spec__ else __name__, *line))
     options = [word for option in (*OPTIONS, *ssh.options) for word in ("-o", option)]
     user = ["-l", ssh.user] if ssh.user else []
-    return ["ssh", "-T", *reversed_pairs(options), *user, host, f"cd {shlex.quote(ssh.folder)} && {path}exec {words}"]
+    return ["ssh", "-T", *reversed_pairs(options), *user, "--", host, f"cd {shlex.quote(ssh.folder)} && {path}exec {words}"]
 
 
 def reversed_pairs(options: list[str]) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from bert_train_parallel.errors import NodesDisagree, NotWritable
 from bert_train_parallel.launching import wire
+from bert_train_parallel.launching.compare import different_words
 from bert_train_parallel.launching.plan import FOLDER, Hello
 from bert_train_parallel.run_files import written_aside
 
@@ -28,6 +29,9 @@ def lacking(master: Hello, hello: Hello) -> list[int]:
     if len(master.command) != len(hello.command):
         return []
     pairs = enumerate(zip(master.command, hello.command, strict=True))
+    # nothing is written for a node whose command is another one in any way, a file name with a slip of the keyboard among them
+    if different_words(master, hello, send_data=True):
+        return []
     return [number for number, (ours, theirs) in pairs if ours.fingerprint not in ("", FOLDER) and not theirs.fingerprint]
 
 

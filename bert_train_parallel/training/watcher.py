@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -55,10 +56,9 @@ class RunWatcher:
         self._epoch_began = time.monotonic()
 
     def _usage(self) -> str:
-        """Memory, and in a world of several how much of a step each rank computes."""
-        busy = self._strategy.description()["utilisation"][:8]
-        shown = f"  busy {' '.join(f'{100 * part:.0f}' for part in busy)} %" if len(busy) > 1 else ""
-        return _memory(self._world.device) + shown
+        """Memory, and in a world of several how much each rank computes, and for how much of a step."""
+        described = self._strategy.description()
+        return "  ".join(filter(None, (_memory(self._world.device), usage_words(described["parts"], described["utilisation"]))))
 
     def saved(self, progress: Progress, place: Path | None) -> None:
         """A checkpoint was written here."""
@@ -68,6 +68,29 @@ class RunWatcher:
     def say(self, sentence: str) -> None:
         self._reporter.say(sentence)
         self._reporter.event("share", figures=self._strategy.description() | {"words": sentence})
+
+
+_MOST_RANKS = 8  # on the progress line; the progress file has all
+
+
+def usage_words(parts: Sequence[float], utilisation: Sequence[float]) -> str:
+    """Of each rank, its share of a batch where shares differ, and the part of a step in which it computes; empty for one rank.
+
+    Args:
+        parts: of the tokens of a batch, with the sum 1.
+        utilisation: the busiest rank being 1; empty before anything was measured.
+
+    >>> usage_words([0.5, 0.5], [1.0, 0.98]), usage_words([0.75, 0.25], [1.0, 0.98]), usage_words([0.75, 0.25], [])
+    ('busy 100 98 %', 'share 75 25 %  busy 100 98 %', 'share 75 25 %')
+    >>> usage_words([0.1] * 10, [1.0] * 10), usage_words([1.0], [1.0])
+    ('busy 100 100 100 100 100 100 100 100 % and 2 ranks more', '')
+    """
+    if len(parts) < 2:
+        return ""
+    rows = [("share", parts if max(parts) - min(parts) > 1e-9 else ()), ("busy", utilisation)]
+    shown = [f"{name} {' '.join(f'{100 * part:.0f}' for part in values[:_MOST_RANKS])} %" for name, values in rows if values]
+    more = len(parts) - _MOST_RANKS
+    return "  ".join(shown) + (f" and {more} rank{'s' * (more > 1)} more" if shown and more > 0 else "")
 
 
 _SHOWN = ("loss", "accuracy", "macro_f1", "mse", "pearson")

@@ -210,6 +210,24 @@ def test_send_data_copies_the_file_to_the_node_that_lacks_it(nodes: Nodes, tmp_p
     assert any("5,120,000 bytes received" in line for line in nodes.said["beta"])
 
 
+def test_send_data_writes_nothing_under_a_name_that_is_another_one(nodes: Nodes, tmp_path: Path) -> None:
+    for host, name in (("alpha", "texts.csv"), ("beta", "text.csv")):
+        (tmp_path / host).mkdir()
+        (tmp_path / "alpha" / "texts.csv").write_text("text,label\n")
+        nodes.add(host, 1, 1, "python", "train.py", name, folder=str(tmp_path / host), send_data=True)
+    assert all('"texts.csv" on alpha, "text.csv" on beta' in str(error) for error in nodes.follow().values())
+    assert list((tmp_path / "beta").iterdir()) == []
+
+
+def test_send_data_writes_nothing_for_a_command_that_differs_elsewhere(nodes: Nodes, tmp_path: Path) -> None:
+    for host, rate in (("alpha", "1"), ("beta", "2")):
+        (tmp_path / host).mkdir()
+        (tmp_path / "alpha" / "texts.csv").write_text("text,label\n")
+        nodes.add(host, 1, 1, "python", "train.py", "texts.csv", "--lr", rate, folder=str(tmp_path / host), send_data=True)
+    assert all('"1" on alpha, "2" on beta' in str(error) for error in nodes.follow().values())
+    assert list((tmp_path / "beta").iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("tokens", "words"),
     [
@@ -324,6 +342,12 @@ def test_a_node_that_never_comes_ends_the_wait_with_who_is_here(nodes: Nodes) ->
     assert all(isinstance(error, Unreachable) for error in found.values()), found
     assert all("2 GPUs never came; here: alpha (1 CPU process" in str(error) for error in found.values())
     assert all("--join_timeout" in str(error) for error in found.values())
+
+
+def test_a_machine_that_the_map_calls_by_an_address_of_every_machine_is_explained_when_it_never_comes(nodes: Nodes) -> None:
+    nodes.add("alpha", 1, 0, gpu_map={"alpha": 1, "127.0.0.1": 2}, node_rank=0, join_timeout_s=1.0)
+    error = str(nodes.follow("alpha")["alpha"])
+    assert "alpha has a name of its own in it, so 127.0.0.1 is another machine; if both are one, keep one of them" in error
 
 
 def test_a_master_that_never_comes_is_told_at_once_and_given_up_at_the_deadline(nodes: Nodes) -> None:

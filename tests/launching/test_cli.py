@@ -34,7 +34,7 @@ from .conftest import Launcher
         (["--other_gpus= 1", "a.py"], "--other_gpus ' 1'"),
         (["--other_gpus=1.5", "a.py"], "--other_gpus '1.5'"),
         (["--other_gpus=", "a.py"], "--other_gpus ''"),
-        (["--other_gpus", "99999999999", "a.py"], "--other_gpus '99999999999'"),
+        (["--other_gpus", "99999999999", "a.py"], "--other_gpus 99999999999:"),
         (["--other_gpus", "1048577", "a.py"], "from 0 to 1048576"),
         (["--here_gpus", "\u00b2", "a.py"], "--here_gpus"),
         (["--here_gpus=--5", "a.py"], "--here_gpus"),

@@ -52,6 +52,10 @@ def test_a_byte_order_mark_does_no_harm(tmp_path: Path) -> None:
         ('{"alpha": 100000}', '"alpha" 100000 GPUs'),
         ('{"": 2}', 'the host ""'),
         ('{"al pha": 2}', 'the host "al pha"'),
+        ('{"-oProxyCommand=x": 2}', "does not begin with a dash"),
+        ('{"al\\u0007pha": 2}', "the host 'al\\x07pha'"),
+        ('{"' + "a" * 300 + '": 2}', "at most 253 characters"),
+        ('{"fe80::1%eth0": 2, "[fe80::1%eth0]": 3}', "in two spellings"),
         ('{"alpha:29500": 2}', "without a port"),
         ('{"[fd00::7]:29500": 2}', "without a port"),
         ('{"http://alpha": 2}', "the name or address alone"),
@@ -116,7 +120,26 @@ def test_two_hosts_that_are_both_this_machine_are_named() -> None:
         place({"localhost": 1, "127.0.0.1": 2}, {"alpha"}, {"10.0.0.1"})
 
 
+def test_an_alias_of_a_machine_that_is_listed_by_its_address_is_found() -> None:
+    with pytest.raises(BadGpuMap, match=r"gpubox and 10\.0\.0\.1 in the GPU map are all this machine"):
+        place({"gpubox": 1, "10.0.0.1": 2}, {"alpha"}, {"10.0.0.1"}, {"gpubox": ["10.0.0.1"]})
+    with pytest.raises(BadGpuMap, match=r"alpha and gpubox in the GPU map are all this machine"):
+        place({"alpha": 1, "gpubox": 2}, {"alpha"}, {"10.0.0.1"}, {"alpha": ["127.0.1.1"], "gpubox": ["10.0.0.1"]})
+
+
+def test_the_zone_of_an_address_is_kept_and_says_nothing_about_whose_it_is() -> None:
+    gpu_map = read_gpu_map('{"[fe80::1%eth0]": 1, "fe80::2%eth0": 2}')
+    assert list(gpu_map) == ["fe80::1%eth0", "fe80::2%eth0"]
+    assert place(gpu_map, {"alpha"}, {"fe80::2"}).node_rank == 1
+
+
+def test_names_without_an_address_are_named_where_this_machine_finds_no_place() -> None:
+    with pytest.raises(BadGpuMap, match=r"which has beta, gamma \(no address was found for gamma\)"):
+        place({"beta": 3, "gamma": 1}, {"alpha"}, {"10.0.0.1"}, {"beta": ["10.0.0.2"]})
+
+
 def test_host_says_which_one_it_is() -> None:
+    assert place({"Alpha": 1, "beta": 2}, {"gamma"}, set(), host="alpha").host == "Alpha"
     assert place({"alpha": 1, "10.0.0.1": 2}, {"alpha"}, {"10.0.0.1"}, host="10.0.0.1").node_rank == 1
     with pytest.raises(BadGpuMap, match=r"--host gamma is not in the GPU map, which has alpha"):
         place({"alpha": 1}, {"gamma"}, set(), host="gamma")

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import os
 import socket
+import threading
+import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -38,6 +43,76 @@ def test_many_names_are_looked_up_together_and_unknown_ones_are_empty() -> None:
     found = network.resolve_all(["localhost", "no.such.host.invalid"])
     assert found["localhost"]
     assert found["no.such.host.invalid"] == []
+
+
+@pytest.fixture
+def silent_name_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Names are looked up for as long as the event is not set, as where no name server answers."""
+    answers = threading.Event()
+    ask = socket.getaddrinfo
+
+    def look_up(host: str | None, *arguments: object, **more: object) -> list[object]:
+        if host not in ("alpha", "beta", "gamma"):  # an address, or none, is no question to a name server
+            return ask(host, *arguments, **more)  # type: ignore[arg-type, return-value]
+        answers.wait(20)
+        return ask("127.0.0.1", *arguments, **more)  # type: ignore[arg-type, return-value]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    monkeypatch.setattr(socket, "getfqdn", lambda: str(answers.wait(20)))
+    yield answers
+    answers.set()
+    for thread in threading.enumerate():
+        if thread.name == "look-up":
+            thread.join(20)
+
+
+def test_a_silent_name_server_is_told_within_3_s_and_its_late_answer_counts(silent_name_server: threading.Event) -> None:
+    began = time.monotonic()
+    with pytest.raises(network.SilentNameServer, match=r"does not answer for 'alpha' \(--master_addr\): give the IP address"):
+        network.resolve("alpha", "--master_addr")
+    assert network.resolve_all(["alpha", "beta", "gamma"]) == {"alpha": [], "beta": [], "gamma": []}
+    assert time.monotonic() - began < 4
+    threads = threading.active_count()
+    with pytest.raises(network.SilentNameServer):
+        network.resolve("alpha", within_s=0.01)
+    assert threading.active_count() == threads  # the question is asked once
+    silent_name_server.set()
+    assert network.resolve("alpha") == ["127.0.0.1"]
+
+
+def test_a_silent_name_server_does_not_keep_this_machine_from_its_own_name(silent_name_server: threading.Event) -> None:
+    began = time.monotonic()
+    assert socket.gethostname().lower() in network.own_names()
+    assert time.monotonic() - began < 2
+
+
+def test_a_node_that_waits_for_a_name_server_says_so_again_and_gives_up_at_the_deadline(silent_name_server: threading.Event) -> None:
+    from bert_train_parallel.launching import member
+    from bert_train_parallel.launching.plan import Hello, LaunchRequest
+
+    told: list[tuple[float, dict[str, object]]] = []
+    began = time.monotonic()
+    request = LaunchRequest(("a.py",), others=1, node_rank=1, master_addr="alpha", master_port=29499, join_timeout_s=4.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(member, "REPEAT_S", 1.0)
+        node = member.Member(request, Hello("beta", 1, others=1), "alpha", lambda message: told.append((time.monotonic() - began, message)))
+        asyncio.run(node.run())
+    said = [moment for moment, message in told if message["kind"] == "say" and "name server does not answer for 'alpha'" in str(message)]
+    assert len(said) >= 2
+    assert said[0] < 3
+    assert told[-1][1]["kind"] == "refused"
+    assert "Gave up after 4 s" in str(told[-1][1]["words"])
+    assert told[-1][0] < 10
+
+
+def test_questions_of_a_process_are_not_waited_for_in_its_fork(silent_name_server: threading.Event) -> None:
+    with pytest.raises(network.SilentNameServer):
+        network.resolve("alpha", within_s=0.01)
+    assert network._asked
+    pid = os.fork()
+    if pid == 0:
+        os._exit(len(network._asked))
+    assert os.waitpid(pid, 0)[1] == 0
 
 
 @pytest.mark.parametrize(
