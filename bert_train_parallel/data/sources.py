@@ -227,6 +227,6 @@ def open_file(config: DataConfig, name: str) -> Table:
 
 
 def _missing(path: Path) -> str:
-    beside = [file.name for file in path.parent.iterdir()] if os.path.isdir(path.parent) else []
+    beside = [found.name for found in path.parent.iterdir() if found.is_file() or not path.suffix] if os.path.isdir(path.parent) else []
     near = difflib.get_close_matches(path.name, beside, 1)
     return f"{path}: there is no such file." + (f" Did you mean {path.with_name(near[0])}?" if near else "")

@@ -369,6 +369,10 @@ def test_a_missing_file_is_told_with_a_name_that_is_near(write: Write) -> None:
     path = write("text,label\na,b\n")
     with pytest.raises(BadSource, match=r"leaning\.csv: there is no such file\. Did you mean .*/leanings\.csv\?"):
         opened(path.with_name("leaning.csv"))
+    path.unlink()
+    path.with_name("leaning_logs").mkdir()  # as the launcher makes it, for this very name
+    with pytest.raises(BadSource, match=r"leaning\.csv: there is no such file\.$"):
+        opened(path.with_name("leaning.csv"))
 
 
 def test_a_hub_that_cannot_be_reached_is_told_within_seconds(tmp_path: Path) -> None:
