@@ -87,6 +87,7 @@ def test_a_ladder_of_the_same_seed_finds_the_same_and_goes_on_from_what_was_trai
     assert all(0 < int(row["first_step"]) < int(row["steps"]) for row in promoted)
     assert [row["first_step"] for row in rows if not row["promoted_from"]] == ["0"] * 3
 
+    assert "serves training, eval of 127.0.0.1:" in (one / "worker.log").read_text()
     for gone in (*tmp_path.glob("*.csv"), *one.glob("temporal-*.db*")):  # the runs' folders and the snapshot are enough
         gone.unlink()
     assert main(["rerun", "mine", "--output_dir", str(one)]) == 0
