@@ -13,7 +13,7 @@ import torch.distributed as dist
 from bert_train_parallel.errors import LaunchFailed, run_command
 from bert_train_parallel.processes import end_with
 from bert_train_parallel.rank import Rank
-from bert_train_parallel.training.cli import told_to_launcher
+from bert_train_parallel.training.last_words import told_to_launcher
 from bert_train_parallel.training.world import meet
 
 LARGEST = 256 << 20  # bytes
@@ -36,6 +36,7 @@ def check() -> int:
     # gloo meets first, also where NCCL measures: a port that drops messages is then told in a sentence
     meet(rank, {"gloo": "gloo", "nccl": "cpu:gloo,cuda:nccl"}[backend], PATIENCE)
     try:
+        dist.all_reduce(torch.ones(1, device=device))  # the first one makes the connections, and measures nothing
         latency = seconds(4, rank, device)
         size, duration = 1 << 20, 0.0
         while True:

@@ -267,7 +267,7 @@ import sys
 import torch
 from bert_train_parallel.errors import run_command
 from bert_train_parallel.rank import Rank
-from bert_train_parallel.training.cli import told_to_launcher
+from bert_train_parallel.training.last_words import told_to_launcher
 from bert_train_parallel.training.world import join_world
 def join():
     with join_world(Rank.from_environ(), torch.device("cpu")) as world:
