@@ -80,9 +80,12 @@ class Lease:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            while not self._has_lock() and self._is_of_another():
+            while self._is_of_another():
+                has_lock = self._has_lock()  # looked at first: what the other one leaves, it leaves before it lets go
                 if is_settled():
                     return False
+                if has_lock:
+                    break
                 tick()
                 await asyncio.sleep(_LOOK_S)
             self.attempt = _next_attempt(self._folder, self.attempt)

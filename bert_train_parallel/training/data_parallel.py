@@ -32,7 +32,7 @@ from bert_train_parallel.training.strategy import StepResult, Sums
 from bert_train_parallel.training.world import World
 
 _MEASURE_EVERY = 10  # steps between looks at how fast the ranks are
-_RETURN_EVERY = 16  # steps between looks at what the C library keeps of freed memory
+_RETURN_EVERY = 64  # steps between looks at what the C library keeps of freed memory
 _ADVISE_AFTER = 20  # steps after which the world is compared with fewer ranks
 # buffers of a BERT are constants; the name of the setting changed in torch 2.13
 _KEEP_BUFFERS = {

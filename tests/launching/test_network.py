@@ -64,6 +64,7 @@ def silent_name_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Ev
     for thread in threading.enumerate():
         if thread.name == "look-up":
             thread.join(20)
+    network._asked.clear()  # or the next test would be given these answers
 
 
 def test_a_silent_name_server_is_told_within_3_s_and_its_late_answer_counts(silent_name_server: threading.Event) -> None:
