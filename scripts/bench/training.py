@@ -113,7 +113,8 @@ def run_ours(flags: list[str], args: argparse.Namespace, seed: int, folder: Path
 def add_shares_of_peak(figures: dict[str, dict[str, Any]], args: argparse.Namespace) -> None:
     """Real tokens a second of each side, and the share of the peak of matrix products that all linear layers over these tokens would take.
 
-    Ours leaves out most of the last layer, which counts here. The peak is what the model's largest products reach alone on this device, in this precision, with the tokens of a batch.
+    Ours leaves out most of the last layer, which counts here. The peak is what the model's largest products reach alone on this
+    device, in this precision, with the tokens of a batch.
     """
     import torch
 
