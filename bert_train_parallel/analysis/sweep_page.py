@@ -207,15 +207,17 @@ def _figures(sweep: Sweep) -> Iterator[tuple[str, str, Figure]]:
         figure = Figure(figsize=(width, height), layout="constrained")
         return figure, figure.subplots()
 
+    has_rungs = len({trial.get("rung", 0) for trial in sweep.scored}) > 1
+    where = f" on rung {sweep.comparable[0].get('rung', 0) + 1}" if has_rungs else ""
     if len(sweep.comparable) > 1:
         figure, ax = axes(6, 3.8)
         draw_best_so_far(sweep, ax)
-        yield "best_so_far", "Best so far", figure
+        yield "best_so_far", f"Best so far{where}", figure
     if sweep.importance:
         figure, ax = axes(6, 1.2 + 0.4 * len(sweep.importance))
         draw_importance(sweep.importance, ax)
         yield "importance", "Importance of the parameters", figure
-    if len({trial.get("rung", 0) for trial in sweep.scored}) > 1:
+    if has_rungs:
         figure, ax = axes(6, 3.8)
         draw_rungs(sweep, ax)
         yield "rungs", "Rungs", figure
@@ -223,7 +225,11 @@ def _figures(sweep: Sweep) -> Iterator[tuple[str, str, Figure]]:
         parameters = {name for trial in sweep.comparable for name in trial.get("values", {})}
         figure, ax = axes(max(6.0, 2.2 * (len(parameters) + 1)), 4.2)
         draw_parallel(sweep, ax)
-        yield "parallel_coordinates", "Parallel coordinates (the best trial in orange)", figure
+        yield (
+            "parallel_coordinates",
+            f"Parallel coordinates{where} (the best trial there in orange)" if where else "Parallel coordinates (the best trial in orange)",
+            figure,
+        )
 
 
 def write_sweep_page(path: Path) -> Path:
