@@ -9,7 +9,7 @@ from typing import Any
 
 from bert_train_parallel.config import DataConfig
 from bert_train_parallel.data.table import Table, shown
-from bert_train_parallel.errors import BadSource
+from bert_train_parallel.errors import BadSource, one_line
 
 # the first name of a list wins over the others; several of the others are a question for the user
 _TEXT_NAMES = (
@@ -80,7 +80,7 @@ def _asked(table: Table, name: str | None, flag: str) -> int | None:
         )
     near = difflib.get_close_matches(name.lower(), [column.lower() for column in table.columns if column], 1)
     meant = next((column for column in table.columns if near and column.lower() == near[0]), None)
-    hint = f" Did you mean {meant}?" if meant is not None else ""
+    hint = f" Did you mean {one_line(meant)}?" if meant is not None else ""
     raise BadSource(f"{table.name} has no column {name!r} ({flag}).{hint} Its columns: {_names(table)}.")
 
 
@@ -141,11 +141,11 @@ def _cell(cell: Any) -> str:
 
 
 def _name(table: Table, number: int) -> str:
-    return table.columns[number] or repr("")
+    return one_line(table.columns[number]) or repr("")
 
 
 def _names(table: Table) -> str:
-    return ", ".join(column or "(no name)" for column in table.columns[:30]) + (", ..." if len(table.columns) > 30 else "")
+    return ", ".join(one_line(column) or "(no name)" for column in table.columns[:30]) + (", ..." if len(table.columns) > 30 else "")
 
 
 def _count(table: Table) -> str:

@@ -422,3 +422,12 @@ def test_a_first_line_that_names_the_columns_is_told_from_data(write: Write, con
     from bert_train_parallel.data.delimited import find_form
 
     assert find_form(content, True, DataConfig()).header is header
+
+
+def test_a_column_whose_name_has_line_breaks_is_named_in_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_bytes(b',"\x1b\n!"\n\t')
+    with pytest.raises(BadSource, match="it is not plain which column is the text") as caught:
+        open_source(DataConfig(), str(path))
+    assert "\n" not in str(caught.value)
+    assert r"--text \x1b\n!" in str(caught.value)
