@@ -51,6 +51,7 @@ CREATE TABLE rows (block INTEGER PRIMARY KEY, split TEXT, sample BLOB, lengths B
 CREATE TABLE runs (id INTEGER PRIMARY KEY, record TEXT NOT NULL);
 CREATE INDEX rows_of_split ON rows (split, block);
 """
+_ROW_BYTES = 12  # at least: a sample and a length
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +91,11 @@ class Store:
             self.spec: dict[str, Any] = about["spec"]
             self.tokenizer_fingerprint: str = about["tokenizer_fingerprint"]
             self._token_type = np.dtype(f"<u{about['token_bytes']}")
-            if max(tokens for _, _, tokens in self.counts.values()) * self._token_type.itemsize > path.stat().st_size:
-                raise ValueError("more tokens than bytes")
+            size = path.stat().st_size
+            for split in SPLITS:
+                _, rows, tokens = self.counts[split]
+                if not (0 <= rows * _ROW_BYTES <= size and 0 <= tokens * self._token_type.itemsize <= size):
+                    raise ValueError("its counts are not those of a file of this size")
         self._samples: tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]] | None = None
 
     @classmethod
