@@ -225,11 +225,7 @@ def _figures(sweep: Sweep) -> Iterator[tuple[str, str, Figure]]:
         parameters = {name for trial in sweep.comparable for name in trial.get("values", {})}
         figure, ax = axes(max(6.0, 2.2 * (len(parameters) + 1)), 4.2)
         draw_parallel(sweep, ax)
-        yield (
-            "parallel_coordinates",
-            f"Parallel coordinates{where} (the best trial there in orange)" if where else "Parallel coordinates (the best trial in orange)",
-            figure,
-        )
+        yield "parallel_coordinates", f"Parallel coordinates{where} (the best trial{' there' * has_rungs} in orange)", figure
 
 
 def write_sweep_page(path: Path) -> Path:

@@ -231,11 +231,7 @@ def is_own_name(host: str, say: Callable[[str], None]) -> bool:
                 say(f"{silence}. Trying again for {left:.0f} s.")
 
 
-def _say_nothing(words: str) -> None:
-    pass
-
-
-def master_address(request: LaunchRequest, say: Callable[[str], None] = _say_nothing) -> str | None:
+def master_address(request: LaunchRequest, say: Callable[[str], None] = lambda words: None) -> str | None:
     """Where the master is; None when it is this node.
 
     >>> master_address(LaunchRequest(("train.py",), others=1))

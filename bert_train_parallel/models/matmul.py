@@ -133,8 +133,8 @@ def _product(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 def _weight_gradient(gradient: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """gradient (n, o) transposed times rows (n, i). In float32 MKL reads both as they lie, oneDNN would copy them first."""
-    if rows.dtype == torch.float32 and torch.backends.mkl.is_available():
+    """gradient (n, o) transposed times rows (n, i). In float32 torch's own library reads both as they lie, oneDNN would copy them first."""
+    if rows.dtype == torch.float32:
         return gradient.t().mm(rows)
     first, *rest = (some.t().mm(others).to(dtype) for some, others in zip(_blocks(gradient), _blocks(rows), strict=True))
     return first.add_(*rest) if rest else first

@@ -27,6 +27,7 @@ def test_onednn_gives_the_outputs_and_gradients_of_torch(shape: tuple[int, ...])
     plain, other = network(), network()
     use_matmul(other, "onednn")
     assert isinstance(other[0], CpuLinear)
+    assert other[0].library == "onednn"
     values = torch.randn(shape)
     inputs = [values.clone().requires_grad_() for _ in range(2)]
     for model, rows in zip((plain, other), inputs, strict=True):
@@ -41,6 +42,7 @@ def test_a_model_goes_back_to_torchs_own_library() -> None:
     model = network()
     use_matmul(model, "onednn")
     use_matmul(model, "mkl")
+    assert [layer.library for layer in model if isinstance(layer, CpuLinear)] == ["mkl", "mkl"]
     rows = torch.randn(3, 24)
     assert torch.equal(model(rows), network()(rows))
 
