@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import tempfile
 import time
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,13 +18,13 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_train_parallel.config import DataConfig
-from bert_train_parallel.data.folding import Folded, fold_texts
 from bert_train_parallel.data.labels import LabelReader, Labels, advice_on_numbers
 from bert_train_parallel.data.sources import Sample, Source
 from bert_train_parallel.data.split import SPLITS, split_samples
 from bert_train_parallel.data.store import Content, StoreWriter, store_writer
 from bert_train_parallel.data.table import spaced
 from bert_train_parallel.data.tokenizing import TextTokenizer
+from bert_train_parallel.data.workers import Worked, Workers
 from bert_train_parallel.errors import BadSource
 
 Say = Callable[[str], None]
@@ -55,20 +57,26 @@ def build(
         BadSource: the samples cannot be learned from; the sentence says why.
         Whatever `check` raises.
     """
-    with tempfile.TemporaryFile(dir=path.parent) as spool, store_writer(path) as writer, ThreadPoolExecutor(1) as other:
+    with (
+        tempfile.TemporaryFile(dir=path.parent) as spool,
+        store_writer(path) as writer,
+        contextlib.closing(Workers(tokenizer, config)) as workers,
+    ):
         draft = Draft(config, sources, tokenizer, spool)
-        waiting = None
+        waiting: deque[Future[Worked]] = deque()
+
+        def take_next() -> None:
+            worked = waiting.popleft().result()
+            writer.add_texts(worked.packed, len(worked.keys))
+            draft.add_worked(worked)
+
         for block in _blocks(_samples(sources, draft, say)):
-            texts = [_texts(sample) for sample in block]
-            # the tokenizer leaves Python to the next block: reading, hashing and compressing run beside it
-            folding = other.submit(fold_texts, texts, tokenizer, config)
+            waiting.append(workers.submit([_texts(sample) for sample in block]))
             draft.add(block)
-            writer.add_texts(texts)
-            if waiting is not None:
-                draft.add_rows(waiting.result())
-            waiting = folding
-        if waiting is not None:
-            draft.add_rows(waiting.result())
+            if len(waiting) > workers.ahead:
+                take_next()
+        while waiting:
+            take_next()
         draft.write(writer, about, runs, say, check)
 
 
@@ -130,17 +138,18 @@ class Draft:
         self.accepts = self._labels.accepts
 
     def add(self, block: list[Sample]) -> None:
-        """Lines, labels and hashes of texts of the next samples."""
+        """Lines and labels of the next samples."""
+        self._lines.extend([sample.line for sample in block])
         for sample in block:
-            self._lines.append(sample.line)
             self._labels.add(str(sample.label))
-            self._keys.append(text_key(_texts(sample)))
 
     def end_source(self, samples: int) -> None:
         self._parts.append(samples)
 
-    def add_rows(self, folded: Folded) -> None:
-        """The rows of the next block; each text has one at least."""
+    def add_worked(self, worked: Worked) -> None:
+        """Keys and rows of the next block; each text has one row at least."""
+        folded = worked.folded
+        self._keys.frombytes(worked.keys.tobytes())
         self._spool.write(folded.tokens.tobytes())
         self._rows.frombytes(np.bincount(folded.sample).astype(np.uint32).tobytes())
         self._lengths.frombytes(np.diff(folded.offsets).astype(np.uint32).tobytes())
@@ -273,13 +282,3 @@ class Draft:
                     writer.add_rows(split, sample[chosen], of_piece[chosen], second, kept)
                     counts[number, 1:] += int(chosen.sum()), len(kept)
         return {split: tuple(counts[number].tolist()) for number, split in enumerate(SPLITS)}
-
-
-def text_key(texts: tuple[str, ...]) -> int:
-    """64 bits that are equal for equal texts, however their spaces run.
-
-    >>> text_key(("to be  or not\\n",)) == text_key((" to be or not",)), text_key(("a", "b")) == text_key(("a b",))
-    (True, False)
-    """
-    plain = "\x1f".join(" ".join(text.split()) for text in texts)
-    return int.from_bytes(hashlib.blake2b(plain.encode(), digest_size=8).digest(), "little")
