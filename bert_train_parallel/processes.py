@@ -60,6 +60,20 @@ def end_with(body: Callable[[], int]) -> NoReturn:
         os._exit(code if isinstance(code, int) else int(code is not None))
 
 
+def cores() -> int:
+    """CPU cores that this process may use, a container's quota counted in."""
+    try:
+        count = len(os.sched_getaffinity(0))
+    except AttributeError:  # not Linux
+        return os.cpu_count() or 1
+    try:
+        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
+            quota, period = file.read().split()
+        return count if quota == "max" else max(1, min(count, int(quota) // int(period)))
+    except (OSError, ValueError):
+        return count
+
+
 def _prctl(option: int, value: int) -> None:
     import ctypes
 

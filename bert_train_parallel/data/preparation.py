@@ -14,7 +14,7 @@ from bert_train_parallel.config import DataConfig
 from bert_train_parallel.data.building import Check, build
 from bert_train_parallel.data.identity import identify, is_unchanged
 from bert_train_parallel.data.sources import check_exists, open_source
-from bert_train_parallel.data.store import Store, forget_mapped_tokens
+from bert_train_parallel.data.store import Store, forget_mapped_rows
 from bert_train_parallel.data.store_lock import only_builder
 from bert_train_parallel.data.stored import open_stored, read_settings_of
 from bert_train_parallel.data.table import shown, spaced
@@ -182,7 +182,7 @@ def _build(path: Path, origin: Store | str, config: DataConfig, tokenizer: TextT
             say(source.described)
     with written_aside(path) as aside:
         build(config, sources, tokenizer, aside, about={"sources": identity}, runs=_runs_at(path), say=say, check=check)
-    forget_mapped_tokens(path)
+    forget_mapped_rows(path)
     with Store.open(path) as store:
         say(f"{_summary(store)} ({time.monotonic() - began:.1f} s)")
 

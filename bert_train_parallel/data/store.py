@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import json
+import mmap
 import os
 import sqlite3
 import struct
@@ -75,7 +77,7 @@ class Samples:
 class Store:
     """A finished store, open to read."""
 
-    mapped_from = 1 << 27  # bytes of a split's tokens from which on they are mapped into memory
+    mapped_from = 1 << 27  # bytes of a split's rows from which on they are mapped into memory
 
     def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
         self.path = path
@@ -129,26 +131,34 @@ class Store:
     def rows(self, split: str) -> Rows:
         """The folded rows of a split, in one scan.
 
-        Where a split has many tokens they are written once to a file beside the store, which all processes of a
-        machine map into memory: it is there once, and may be larger than memory.
+        A large split is written once to a file beside the store, which all processes of a machine map into memory:
+        it is there once, and may be larger than memory.
         """
+        _, n, n_tokens = self.counts[split]
+        number = "<i8" if self.task_type == "classification" else "<f8"
+        parts = [("<i8", n + 1), ("<i8", n), (number, n), ("<i4", n), (self._token_type.str, n_tokens)]
+        with self._reading():
+            mapped = self._mapped(split, parts) if sum(map(_bytes_of, parts)) > self.mapped_from else None
+            arrays = mapped or [*self._arrays(split), self._tokens(split)]
+        offsets, sample, targets, segments_at, tokens = arrays
+        return Rows(tokens, offsets, segments_at, sample, targets[:, None], np.broadcast_to(np.float64(1), n))
+
+    def _arrays(self, split: str) -> list[npt.NDArray[Any]]:
+        """What `Rows` has of each row: offsets (N + 1,), sample, target and segments_at (N,)."""
         _, n, n_tokens = self.counts[split]
         sample, lengths, segments_at = np.empty(n, np.int64), np.empty(n, np.int32), np.empty(n, np.int32)
         row = 0
-        with self._reading():
-            query = "SELECT sample, lengths, segments_at FROM rows WHERE split = ? ORDER BY block"
-            for samples, of_rows, segments in self._connection.execute(query, (split,)):
-                piece = slice(row, row + len(of_rows) // 4)
-                sample[piece] = np.frombuffer(samples, "<i8")
-                lengths[piece] = np.frombuffer(of_rows, "<i4")
-                segments_at[piece] = np.frombuffer(segments, "<i4") if segments else lengths[piece]
-                row = piece.stop
-            offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
-            if row != n or offsets[-1] != n_tokens:
-                raise ValueError("rows are missing")
-            targets = self.all_samples()[1][sample][:, None]
-            tokens = self._mapped_tokens(split) if n_tokens * self._token_type.itemsize > self.mapped_from else self._tokens(split)
-        return Rows(tokens, offsets, segments_at, sample, targets, np.broadcast_to(np.float64(1), n))
+        query = "SELECT sample, lengths, segments_at FROM rows WHERE split = ? ORDER BY block"
+        for samples, of_rows, segments in self._connection.execute(query, (split,)):
+            piece = slice(row, row + len(of_rows) // 4)
+            sample[piece] = np.frombuffer(samples, "<i8")
+            lengths[piece] = np.frombuffer(of_rows, "<i4")
+            segments_at[piece] = np.frombuffer(segments, "<i4") if segments else lengths[piece]
+            row = piece.stop
+        offsets = np.concatenate(([0], np.cumsum(lengths, dtype=np.int64)))
+        if row != n or offsets[-1] != n_tokens:
+            raise ValueError("rows are missing")
+        return [offsets, sample, self.all_samples()[1][sample], segments_at]
 
     def _tokens(self, split: str) -> IntArray:
         """(T,) the tokens of a split, in memory."""
@@ -166,23 +176,26 @@ class Store:
         for (ids,) in self._connection.execute("SELECT tokens FROM rows WHERE split = ? ORDER BY block", (split,)):
             yield ids
 
-    def _mapped_tokens(self, split: str) -> IntArray:
-        """(T,) the tokens of a split in a file: beside the store, or where that is read-only, in the folder for temporary files.
+    def _mapped(self, split: str, parts: Sequence[tuple[str, int]]) -> list[npt.NDArray[Any]] | None:
+        """Arrays of these types and lengths, what `_arrays` and then `_tokens` give, in a file that is mapped; None where none can be.
 
-        Processes that come at the same time write equal files, and the last name wins.
+        It lies beside the store, or where that is read-only, in the folder for temporary files. Processes that come
+        at the same time write equal files, and the last name wins.
         """
-        name = f".{self.path.name}.{self.fingerprint}.{split}.tokens"
-        size = self.counts[split][2] * self._token_type.itemsize
+        name = f".{self.path.name}.{self.fingerprint}.{split}.rows"
+        size = sum(map(_bytes_of, parts))
         for folder in (self.path.parent, Path(tempfile.gettempdir())):
             path = folder / name
             with contextlib.suppress(NotWritable):
                 if not path.exists() or path.stat().st_size != size:
                     with written_aside(path) as aside, open(aside, "wb") as file:
+                        for array in self._arrays(split):
+                            file.write(array.data)
                         for ids in self._token_blocks(split):
                             file.write(ids)
                 if path.stat().st_size == size:
-                    return np.memmap(path, self._token_type, "r")
-        return self._tokens(split)
+                    return _map_arrays(path, parts)
+        return None
 
     def samples(self, split: str) -> Samples:
         """The samples of a split."""
@@ -252,9 +265,22 @@ class Store:
             raise DamagedStore(_damaged(self.path, error)) from None
 
 
-def forget_mapped_tokens(path: Path) -> None:
-    """Remove the files of tokens beside a store that has been replaced; processes that have mapped them keep them."""
-    for file in path.parent.glob(f".{path.name}.*.tokens"):
+def _bytes_of(part: tuple[str, int]) -> int:
+    kind, length = part
+    return np.dtype(kind).itemsize * length
+
+
+def _map_arrays(path: Path, parts: Sequence[tuple[str, int]]) -> list[npt.NDArray[Any]]:
+    """The arrays of these types and lengths that lie in a file one after the other, read when they are looked into."""
+    with open(path, "rb") as file:
+        whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    begins = itertools.accumulate(map(_bytes_of, parts), initial=0)
+    return [np.frombuffer(whole, kind, length, begin) for (kind, length), begin in zip(parts, begins, strict=False)]
+
+
+def forget_mapped_rows(path: Path) -> None:
+    """Remove the files of rows beside a store that has been replaced; processes that have mapped them keep them."""
+    for file in path.parent.glob(f".{path.name}.*.rows"):
         file.unlink(missing_ok=True)
 
 
@@ -269,11 +295,10 @@ class StoreWriter:
         self._connection.execute("BEGIN")
         self._texts = self._blocks = 0
 
-    def add_texts(self, texts: Sequence[tuple[str, ...]]) -> None:
-        """The texts of the next samples, as one block."""
-        packed = zlib.compress(json.dumps(texts, ensure_ascii=False, separators=(",", ":")).encode(), 1)
+    def add_texts(self, packed: bytes, samples: int) -> None:
+        """The texts of so many next samples, as `pack_texts` gave them."""
         self._connection.execute("INSERT INTO texts VALUES (?, ?)", (self._texts, packed))
-        self._texts += len(texts)
+        self._texts += samples
 
     def add_samples(self, lines: IntArray, labels: npt.NDArray[Any], splits: npt.NDArray[np.uint8]) -> None:
         """Line, label and split of all samples."""
@@ -323,6 +348,11 @@ def _as_os_error(error: sqlite3.OperationalError, path: Path) -> OSError:
     code = {"SQLITE_FULL": errno.ENOSPC, "SQLITE_READONLY": errno.EROFS, "SQLITE_CANTOPEN": errno.EACCES}
     number = code.get(getattr(error, "sqlite_errorname", ""), errno.EIO)
     return OSError(number, os.strerror(number), str(path))
+
+
+def pack_texts(texts: Sequence[tuple[str, ...]]) -> bytes:
+    """A block of texts as the store keeps it."""
+    return zlib.compress(json.dumps(texts, ensure_ascii=False, separators=(",", ":")).encode(), 1)
 
 
 def _unpacked(packed: bytes) -> list[tuple[str, ...]]:

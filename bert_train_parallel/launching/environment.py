@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from bert_train_parallel.gpus import HELD_VARIABLE
 from bert_train_parallel.launching.command import environment_for
 from bert_train_parallel.launching.plan import LaunchRequest
+from bert_train_parallel.processes import cores
 from bert_train_parallel.rank import Rank
 
 
@@ -31,17 +31,3 @@ def rank_environment(rank: Rank, request: LaunchRequest, devices: Sequence[str],
     elif request.device == "cpu":
         variables["CUDA_VISIBLE_DEVICES"] = ""
     return variables
-
-
-def cores() -> int:
-    """CPU cores that this process may use, a container's quota counted in."""
-    try:
-        count = len(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        return os.cpu_count() or 1
-    try:
-        with open("/sys/fs/cgroup/cpu.max", encoding="ascii") as file:
-            quota, period = file.read().split()
-        return count if quota == "max" else max(1, min(count, int(quota) // int(period)))
-    except (OSError, ValueError):
-        return count

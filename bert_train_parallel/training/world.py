@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bert_train_parallel.errors import BadSetting, BertTrainParallelError, LaunchFailed, NodesDisagree, Unreachable
+from bert_train_parallel.processes import cores
 from bert_train_parallel.rank import Rank
 
 _LOG = logging.getLogger(__name__)
@@ -285,8 +286,7 @@ def own_instance(visible: str, local_rank: int) -> str | None:
 def set_threads(asked: int | None, rank: Rank) -> int:
     """CPU threads of this rank: as asked, else as OMP_NUM_THREADS says, else its part of the cores."""
     if asked is None and "OMP_NUM_THREADS" not in os.environ:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        asked = max(1, cores // rank.local_world_size)
+        asked = max(1, cores() // rank.local_world_size)
     if asked is not None:
         torch.set_num_threads(asked)
     return torch.get_num_threads()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 import signal
@@ -78,19 +79,34 @@ def test_the_store_has_no_journal_and_its_counts_can_be_read_with_sql(store: Sto
     connection.close()
 
 
-def test_tokens_of_a_large_split_are_mapped_from_one_file(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    in_memory = store.rows("train").tokens
+def test_rows_of_a_large_split_are_mapped_from_one_file(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def arrays() -> list[np.ndarray]:
+        rows = store.rows("train")
+        return [rows.tokens, rows.offsets, rows.sample, rows.targets, rows.segments_at]
+
+    def is_mapped(array: np.ndarray) -> bool:
+        while isinstance(array.base, np.ndarray):
+            array = array.base
+        return isinstance(array.base, memoryview) and isinstance(array.base.obj, mmap.mmap)
+
+    in_memory = arrays()
+    assert not any(map(is_mapped, in_memory))
     monkeypatch.setattr(Store, "mapped_from", 0)
-    mapped = store.rows("train").tokens
-    assert isinstance(mapped, np.memmap)
-    assert (mapped == in_memory).all()
-    (file,) = store.path.parent.glob(".*.tokens")
+
+    def check_mapped() -> None:
+        for mapped, expected in zip(arrays(), in_memory, strict=True):
+            assert is_mapped(mapped)
+            assert mapped.dtype == expected.dtype
+            assert np.array_equal(mapped, expected)
+
+    check_mapped()
+    (file,) = store.path.parent.glob(".*.rows")
     before = file.stat().st_mtime_ns
-    assert isinstance(store.rows("train").tokens, np.memmap)
+    check_mapped()
     assert file.stat().st_mtime_ns == before
     with open(file, "ab") as longer:  # cut short or spoilt: written anew
         longer.write(b"xx")
-    assert (store.rows("train").tokens == in_memory).all()
+    check_mapped()
 
 
 def test_a_run_is_added_beside_open_readers(store: Store) -> None:
