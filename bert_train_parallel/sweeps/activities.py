@@ -13,12 +13,14 @@ from temporalio.client import Client
 from temporalio.exceptions import ApplicationError
 
 from bert_train_parallel.errors import BertTrainParallelError, NotWritable, Unreachable
+from bert_train_parallel.sweeps import fleet
 from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps.folder import SharedFolder
-from bert_train_parallel.sweeps.reservations import Reservations
+from bert_train_parallel.sweeps.reservations import Reservations, TooFewGpus
 from bert_train_parallel.sweeps.trials import Busy, Fenced, TrialProgress, Trials, TryAgain
 
 SIGNAL_EVERY_S = 30.0  # a workflow takes 10,000 signals at most, and each is kept for ever
+ELSEWHERE = timedelta(seconds=2)  # after which another node may take a trial that this one cannot run
 _TICK_S = 1.0
 
 Result = TypeVar("Result")
@@ -69,6 +71,8 @@ class Activities:
             raise ApplicationError(str(error), type=f"Trial{error.kind.capitalize()}", next_retry_delay=delay) from error
         except (Fenced, Busy) as error:
             raise ApplicationError(str(error), type=type(error).__name__) from error
+        except TooFewGpus as error:  # it was asked for when no node had any, or by an earlier version
+            raise ApplicationError(str(error), type=type(error).__name__, next_retry_delay=ELSEWHERE) from error
         except BertTrainParallelError as error:
             raise _told(error) from error
 
@@ -121,6 +125,15 @@ class Activities:
 
         return await _telling(export(request, self._folder, _tick))
 
+    @activity.defn
+    async def look_for_nodes(self) -> m.Fleet:
+        """The nodes that run trials, as soon as there is one."""
+        assert self._client is not None
+        while not (found := await fleet.nodes(self._client)):
+            activity.heartbeat()
+            await asyncio.sleep(_TICK_S)
+        return m.Fleet(nodes=found)
+
     @property
     def short(self) -> list[Callable[..., Awaitable[object]]]:
         """All but those that need a node's GPUs."""
@@ -133,6 +146,7 @@ class Activities:
             self.clean_up,
             self.compare_on_test,
             self.export_sweep,
+            self.look_for_nodes,
         ]
 
     @property

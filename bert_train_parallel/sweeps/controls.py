@@ -38,6 +38,8 @@ class Controls:
             waiting_for=self.waiting_for,
             over=self.over,
             comparing=self.board is not self.own,
+            launch=self.own.request.launch,
+            on_gpus=self.own.state.on_gpus,
         )
 
     @workflow.query

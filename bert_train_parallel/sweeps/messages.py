@@ -36,6 +36,15 @@ def node_queue(host: str) -> str:
     return f"bert-node-{host}"
 
 
+def gpu_queue(gpus: int) -> str:
+    """The queue for trials of one node that need so many GPUs, which nodes with fewer do not read; 0: those that any node can run.
+
+    >>> gpu_queue(0), gpu_queue(2)
+    ('bert-training-task-queue', 'bert-training-task-queue-2-gpus')
+    """
+    return f"{TRAINING_QUEUE}-{gpus}-gpus" if gpus else TRAINING_QUEUE
+
+
 class Message(BaseModel):
     """What all messages have in common."""
 
@@ -171,6 +180,11 @@ class LaunchSettings(Message):
     @property
     def gpus(self) -> int:
         return sum(self.gpu_map.values()) if self.gpu_map else self.here_gpus
+
+    @property
+    def on_one_node(self) -> int:
+        """Processes of a trial that one node runs alone; a map may name that node."""
+        return self.gpus if self.gpu_map and len(self.gpu_map) == 1 else self.here_gpus
 
 
 class BertFineTuneRequest(Message):
@@ -362,6 +376,7 @@ class SweepState(Message):
     uncleaned: tuple[RunId, ...] = ()
     snapshot: DatasetSnapshotResult | None = None
     climbing: RungState | None = None  # of a ladder
+    on_gpus: bool | None = None  # whether trials need GPUs: then a node without does not take them; None: not known yet
 
 
 class SweepRequest(Message):
@@ -523,6 +538,12 @@ class HoldRequest(Message):
     use_gpu: bool = True
 
 
+class Fleet(Message):
+    """The nodes whose workers run trials."""
+
+    nodes: dict[str, int]  # their GPUs
+
+
 class RunningAnswer(Message):
     number: int
     rung: int
@@ -546,6 +567,8 @@ class ProgressAnswer(Message):
     waiting_for: str
     over: bool
     comparing: bool = False  # these are the random trials that a ladder is compared with
+    launch: LaunchSettings = LaunchSettings()
+    on_gpus: bool | None = None  # whether trials need GPUs
 
 
 class LeaderboardAnswer(Message):

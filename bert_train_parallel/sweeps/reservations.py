@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from bert_train_parallel import gpus
 from bert_train_parallel.errors import BadGpuMap, Unreachable
+from bert_train_parallel.sweeps.messages import counted
 
 LOOK_S = 1.0
 UNUSED_S = 120.0  # a reservation that no launch has begun to use by then is given up
@@ -18,6 +19,23 @@ UNUSED_S = 120.0  # a reservation that no launch has begun to use by then is giv
 def count_here() -> int:
     """GPUs that trials may use here; 0 where there are none."""
     return len(gpus.visible(gpus.list_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")))
+
+
+class TooFewGpus(BadGpuMap):
+    """This node has fewer GPUs than a trial needs; another node may have them."""
+
+
+def check_can_run(gpus: int, device: str) -> None:
+    """
+    Raises:
+        TooFewGpus: this node has fewer GPUs; none at all will do, where the trial may train on the CPU.
+    """
+    here = count_here() if device in ("auto", "cuda") else gpus
+    if here < gpus and (here or device == "cuda"):
+        raise TooFewGpus(
+            f"launch.here_gpus {gpus}, and this machine has {counted(here, 'GPU')} to use. Write {here or 'use_gpu false'}"
+            f"{' or less' * bool(here)}, or run the sweep on machines that have more: bert_sweep worker and bert_sweep start."
+        )
 
 
 @dataclass(slots=True)

@@ -22,7 +22,7 @@ from bert_train_parallel.sweeps.differences import differences
 from bert_train_parallel.sweeps.folder import SharedFolder
 from bert_train_parallel.sweeps.local import local
 from bert_train_parallel.sweeps.requests import check_data, notes_on, notes_on_configurations, read_configurations, read_sweep
-from bert_train_parallel.sweeps.reservations import count_here
+from bert_train_parallel.sweeps.reservations import TooFewGpus, check_can_run, count_here
 from bert_train_parallel.sweeps.results import REQUEST, export, read_result, why_ended
 from bert_train_parallel.sweeps.workflows import CoordinatorWorkflow, LadderSweepWorkflow, SweepWorkflow
 
@@ -33,11 +33,29 @@ def run(path: Path, folder: Path) -> int:
     done = _known(request, folder)
     if done is not None:
         return show(done, request, folder)
+    check_launch(request.launch, request.base.fine_tune_config, path)
     if _begun(SharedFolder(folder).sweep(request.experiment_id)) is None:  # later it has a snapshot of its own
         check_data([request.base.fine_tune_config], path)
     tell(notes_on(request))
     result = asyncio.run(_run(request, folder))
     return show(result, request, folder)
+
+
+def check_launch(launch: m.LaunchSettings, config: m.BertFineTuneConfig, path: Path) -> None:
+    """See that this machine, alone, can run the trials of a file.
+
+    Raises:
+        BadSetting: it has too few GPUs, or its worker serves no node of a map; the sentence says how to use other machines.
+    """
+    if launch.gpu_map:
+        raise BadSetting(
+            f"{path}: launch.gpu_map names nodes, each of which has a worker of its own: type bert_sweep server, bert_sweep worker "
+            "--queue node --host NAME on each node, and bert_sweep start; or write launch.here_gpus for trials on this machine."
+        )
+    try:
+        check_can_run(launch.here_gpus, config.train_config().device)
+    except TooFewGpus as error:
+        raise BadSetting(f"{path}: {error}") from None
 
 
 def tell(notes: Sequence[str]) -> None:
@@ -116,6 +134,8 @@ async def hand_over(client: Client, request: m.SweepRequest, folder: Path) -> st
     _known(request, folder)
     await start(client, request)
     await _refuse_other(client, request, "The server has")
+    lacking = "" if status == watching.COMPLETED else await watching.shortage_of(client, request)
+    tell([lacking] if lacking else [])
     if folder.is_dir() and not (place / REQUEST).is_file():  # elsewhere, the workers' folder is not reached from here
         place.mkdir(exist_ok=True)
         write_json(place / REQUEST, request.model_dump(mode="json"))
@@ -177,6 +197,8 @@ def coordinate(path: Path, folder: Path, trials: int | None) -> int:
     """Train and evaluate given configurations on this machine."""
     given = read_configurations(path)
     tell(notes_on_configurations(given))
+    for config in given.configs:
+        check_launch(config.launch, config.fine_tune_config, path)
     check_data([part for config in given.configs for part in (config.fine_tune_config, config.evaluation_config) if part], path)
     results = asyncio.run(_coordinate(given, path.stem, folder, trials or max(count_here(), 1)))
     for result in results:

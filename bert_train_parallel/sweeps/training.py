@@ -47,12 +47,33 @@ def snapshot_request(config: m.BertFineTuneConfig, run_id: str) -> m.DatasetSnap
     )
 
 
-async def train(request: m.BertFineTuneRequest) -> m.BertFineTuneResult:
-    """One trial, on whichever node is free, or on all nodes of its map."""
+async def look_for_nodes() -> m.Fleet:
+    return await workflow.execute_activity_method(
+        Activities.look_for_nodes,
+        task_queue=m.EVAL_QUEUE,
+        start_to_close_timeout=12 * HOUR,
+        heartbeat_timeout=HEARTBEAT,
+        retry_policy=LOST,
+    )
+
+
+def may_use_gpus(config: m.BertFineTuneConfig, launch: m.LaunchSettings) -> bool:
+    """Whether it matters how many GPUs the node has that takes a trial."""
+    return not launch.gpu_map and config.train_config().device in ("auto", "cuda")
+
+
+async def needs_gpus(config: m.BertFineTuneConfig) -> bool:
+    """Whether a trial that may use GPUs is for nodes that have them alone: where there is one."""
+    return config.train_config().device == "cuda" or any((await look_for_nodes()).nodes.values())
+
+
+async def train(request: m.BertFineTuneRequest, on_gpus: bool = False) -> m.BertFineTuneResult:
+    """One trial, on whichever node is free, with as many GPUs as it needs where it needs some, or on all nodes of its map."""
     if request.launch.gpu_map and len(request.launch.gpu_map) > 1:
         return await _train_on_fleet(request)
-    queue = m.node_queue(next(iter(request.launch.gpu_map))) if request.launch.gpu_map else m.TRAINING_QUEUE
-    return await _fine_tune(request, queue, LOST)
+    if request.launch.gpu_map:
+        return await _fine_tune(request, m.node_queue(next(iter(request.launch.gpu_map))), LOST)
+    return await _fine_tune(request, m.gpu_queue(request.launch.here_gpus if on_gpus else 0), LOST)
 
 
 async def _fine_tune(request: m.BertFineTuneRequest, queue: str, retry: RetryPolicy) -> m.BertFineTuneResult:

@@ -30,7 +30,7 @@ from bert_train_parallel.sweeps.messages import (
     State,
 )
 from bert_train_parallel.sweeps.outcomes import Course, Verdict
-from bert_train_parallel.sweeps.reservations import Hold, Reservations, launch_environment, wait_for_gpus
+from bert_train_parallel.sweeps.reservations import Hold, Reservations, check_can_run, launch_environment, wait_for_gpus
 
 TRAINER = (sys.executable, "-P", "-m", "bert_train_parallel")
 # how a source is read is a matter of its store: the trainer is given the store
@@ -105,12 +105,15 @@ class Trials:
             TryAgain: another attempt may do better.
             Fenced: a newer attempt has taken over.
             Busy: it held GPUs while another trial of the same did not end.
+            TooFewGpus: this node has fewer than it needs, and was not named for it. That is no attempt.
             BertTrainParallelError: the folder or the snapshot cannot be used.
         """
         trial = _Trial(self._folder, request, self._worker, beat, owner)
         done = trial.finished()
         if done:
             return done
+        if not request.launch.gpu_map:
+            check_can_run(request.launch.here_gpus, trial.config.device)
         lease = trial.lease
         began = time.monotonic()
 
@@ -176,7 +179,7 @@ class Trials:
     async def _hold(self, trial: _Trial) -> Hold:
         if trial.request.reservation:
             return self._reservations.take(trial.request.reservation)
-        return await wait_for_gpus(trial.request.launch.here_gpus, trial.config.device, lambda: trial.tick("waiting for GPUs"))
+        return await wait_for_gpus(trial.request.launch.on_one_node, trial.config.device, lambda: trial.tick("waiting for GPUs"))
 
     async def _store(self, trial: _Trial) -> Path:
         """The store for the trial's sequence length and model, made by the first trial that needs it."""
@@ -463,7 +466,7 @@ def launch_request(request: BertFineTuneRequest, command: tuple[str, ...], folde
     """The launch of a trial on this node, alone or as one node of several."""
     launch = request.launch
     if request.node_rank is None or not launch.gpu_map:
-        return LaunchRequest(command, folder, here=launch.here_gpus, device=device, grace_s=launch.grace_s)
+        return LaunchRequest(command, folder, here=launch.on_one_node, device=device, grace_s=launch.grace_s)
     hosts = list(launch.gpu_map)
     host = hosts[request.node_rank]
     return LaunchRequest(

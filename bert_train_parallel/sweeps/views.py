@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,7 @@ class View:
     budget: str = ""
     page: str = ""  # Temporal's own
     age_s: float | None = None  # since the sweep last had something to do: so old its figures are; bars are those of heartbeats
+    shortage: str = ""  # why trials wait for a node, in one sentence
 
 
 def lines_of(view: View, width: int, rows: int = 8) -> list[str]:
@@ -41,7 +43,7 @@ def lines_of(view: View, width: int, rows: int = 8) -> list[str]:
         head += "; paused"
     elif progress.stopped and not progress.over:
         head += f"; {progress.stopped}"
-    lines = [head]
+    lines = [head, *textwrap.wrap(view.shortage, max(width - 3, 40), initial_indent="  ", subsequent_indent="  ")]
     for one in progress.running:
         beat = view.beats.get(one.run_id)
         lines.append(f"  {_name(one)}  {course(beat)}  {values_in_words(one.values)}")

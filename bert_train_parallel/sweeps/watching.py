@@ -14,8 +14,8 @@ from temporalio.service import RPCError, RPCStatusCode
 
 from bert_train_parallel import errors
 from bert_train_parallel.errors import BadRun, BertTrainParallelError, Unreachable
+from bert_train_parallel.sweeps import fleet, views
 from bert_train_parallel.sweeps import messages as m
-from bert_train_parallel.sweeps import views
 from bert_train_parallel.sweeps.trials import TrialProgress
 
 LOOK_S = 1.0
@@ -89,16 +89,29 @@ async def look(client: Client, experiment_id: str, page: str = "") -> views.View
     since_s = max(time.time() - datetime.fromisoformat(spent.as_of).timestamp(), 0.0)  # a workflow's clock stands while nothing happens
     hours = spent.finished_gpu_hours + spent.running_gpu_hours + len(progress.running) * spent.gpus_each * since_s / 3600
     limit = f" of {spent.budget_gpu_hours:g}" if spent.budget_gpu_hours else ""
+    beats = await heartbeats(client, workflow_id(experiment_id))
+    lacking = ""
+    if not progress.over and (progress.on_gpus is None or {one.run_id for one in progress.running} - beats.keys()):  # some wait to begin
+        lacking = fleet.shortage(progress.launch, bool(progress.on_gpus), await fleet.nodes(client, progress.launch), experiment_id)
     link = f"{page}/namespaces/{client.namespace}/workflows/{workflow_id(experiment_id)}" if page else ""
     return views.View(
         progress,
         board.trials,
         board.metric,
-        await heartbeats(client, workflow_id(experiment_id)),
+        beats,
         f", {hours:.3g}{limit} GPU-hours",
         link,
         since_s,
+        lacking,
     )
+
+
+async def shortage_of(client: Client, request: m.SweepRequest) -> str:
+    """Why a sweep's trials would wait for a node if they began now; empty where they would not, or where no node is up yet."""
+    up = await fleet.nodes(client, request.launch)
+    device = request.base.fine_tune_config.train_config().device
+    needs_gpus = device == "cuda" or (device == "auto" and any(up.values()))
+    return fleet.shortage(request.launch, needs_gpus, up, request.experiment_id) if up else ""
 
 
 class Screen:
@@ -108,7 +121,7 @@ class Screen:
         self._in_place = sys.stdout.isatty()
         self._drawn = 0
         self._told: set[str] = set()
-        self._head = ""
+        self._head = self._shortage = ""
 
     def show(self, view: views.View) -> None:
         if self._in_place:
@@ -122,6 +135,9 @@ class Screen:
         if view.progress.waiting_for and view.progress.waiting_for != self._head:
             self._head = view.progress.waiting_for
             print(views.lines_of(view, 400)[0], flush=True)
+        if view.shortage != self._shortage:
+            self._shortage = view.shortage
+            print(view.shortage or "there is a node for its trials now", flush=True)
 
     def note(self, sentence: str) -> None:
         """A sentence that stays."""

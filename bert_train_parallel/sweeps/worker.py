@@ -16,8 +16,9 @@ from temporalio.worker import Worker
 
 from bert_train_parallel.launching.environment import cores
 from bert_train_parallel.sweeps.activities import Activities
+from bert_train_parallel.sweeps.fleet import identity
 from bert_train_parallel.sweeps.folder import SharedFolder
-from bert_train_parallel.sweeps.messages import EVAL_QUEUE, TRAINING_QUEUE, counted, node_queue
+from bert_train_parallel.sweeps.messages import EVAL_QUEUE, TRAINING_QUEUE, counted, gpu_queue, node_queue
 from bert_train_parallel.sweeps.reservations import count_here
 from bert_train_parallel.sweeps.workflows import WORKFLOWS, CheckpointedBertTrainingWorkflow
 
@@ -27,12 +28,15 @@ _THROTTLE = timedelta(seconds=1)
 _GRACE = timedelta(seconds=30)  # for trials to save and end when the worker is asked to
 
 
-def make_workers(client: Client, roles: Sequence[str], trials: int, host: str, activities: Activities) -> list[Worker]:
-    """The workers of one process: `training` and `node` run trials, `eval` runs sweeps and all that is short."""
+def make_workers(client: Client, roles: Sequence[str], trials: int, host: str, gpus: int, activities: Activities) -> list[Worker]:
+    """The workers of one process: `training` and `node` run trials, `eval` runs sweeps and all that is short.
+
+    Trials that need GPUs are asked for at the queue of each number up to those that are here, as many as fit at a time.
+    """
     make = functools.partial(
         Worker,
         client,
-        identity=worker_name(host),
+        identity=identity(worker_name(host), gpus),
         graceful_shutdown_timeout=_GRACE,
         max_heartbeat_throttle_interval=_THROTTLE,
         default_heartbeat_throttle_interval=_THROTTLE,
@@ -47,6 +51,9 @@ def make_workers(client: Client, roles: Sequence[str], trials: int, host: str, a
                 max_concurrent_activities=trials,
             )
         )
+        for each in range(1, gpus + 1):
+            most = max(min(trials, gpus // each), 1)
+            workers.append(make(task_queue=gpu_queue(each), activities=[activities.fine_tune_bert], max_concurrent_activities=most))
     if "node" in roles:
         workers.append(make(task_queue=node_queue(host), activities=activities.of_a_node))
     if "eval" in roles:
@@ -70,9 +77,10 @@ async def work(
             OMP_NUM_THREADS is set it stands.
     """
     host = host or socket.gethostname()
-    at_once = trials or max(count_here(), 1)
+    gpus = count_here()
+    at_once = trials or max(gpus, 1)
     share = None if "OMP_NUM_THREADS" in os.environ else cores_each or max(cores() // at_once, 1)
-    if share and not count_here():  # for evaluations and pages, which run beside trials
+    if share and not gpus:  # for evaluations and pages, which run beside trials
         os.environ["OMP_NUM_THREADS"] = str(share)
     if share and share < cores():
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # idle threads that spin would take the cores of other trials
@@ -82,10 +90,13 @@ async def work(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with contextlib.AsyncExitStack() as stack:
-        for worker in make_workers(client, roles, at_once, host, activities):
+        for worker in make_workers(client, roles, at_once, host, gpus, activities):
             await stack.enter_async_context(worker)
         server = client.service_client.config.target_host
-        print(f"{worker_name(host)} serves {', '.join(roles)} of {server}, {counted(at_once, 'trial')} at a time", flush=True)
+        print(
+            f"{worker_name(host)} serves {', '.join(roles)} of {server}, {counted(at_once, 'trial')} at a time, on {counted(gpus, 'GPU')}",
+            flush=True,
+        )
         await stop.wait()
 
 

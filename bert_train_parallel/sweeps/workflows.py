@@ -33,6 +33,15 @@ class _Sweep(Controls):
                 training.snapshot_request(request.base.fine_tune_config, request.experiment_id)
             )
             self.board.update(snapshot=snapshot)
+        config, launch = request.base.fine_tune_config, request.launch
+        if self.board.state.on_gpus is None and training.may_use_gpus(config, launch) and workflow.patched("trials-by-gpus"):
+            looking = asyncio.create_task(training.needs_gpus(config))
+            await workflow.wait_condition(lambda: looking.done() or bool(self.board.state.stopped))
+            if looking.done():
+                self.board.update(on_gpus=looking.result())
+            else:  # there is no node yet, and nobody waits for one any more
+                looking.cancel()
+                await asyncio.gather(looking, return_exceptions=True)
 
     def request_of(self, trial: Planned, rung: rungs.Rung | None = None) -> m.BertFineTuneRequest:
         """The launch of a trial, on a rung with its epochs and samples."""
@@ -58,7 +67,7 @@ class _Sweep(Controls):
     async def _run_trial(self, trial: Planned, rung: rungs.Rung | None) -> m.TrialResult:
         """One trial from beginning to end; whatever happens to it, the sweep goes on."""
         board = self.board
-        training_task = asyncio.create_task(training.train(self.request_of(trial, rung)))
+        training_task = asyncio.create_task(training.train(self.request_of(trial, rung), bool(board.state.on_gpus)))
         try:
             await workflow.wait_condition(lambda: training_task.done() or trial.number in self.to_stop)
         finally:
@@ -351,7 +360,8 @@ class LadderSweepWorkflow(_Sweep):
             self.to_stop.clear()  # numbers begin again
         else:
             beside = Board(request.model_copy(update={"experiment_id": f"{request.experiment_id}-random", "ladder": None}))
-        beside.update(snapshot=self.board.state.snapshot, concurrency=self.board.state.concurrency, trials=count)
+        own = self.board.state
+        beside.update(snapshot=own.snapshot, concurrency=own.concurrency, trials=count, on_gpus=own.on_gpus)
         self.board = beside  # people now see, and steer, the random trials
         planned = [Planned(number, draw_random(request.space, request.seed + 1, number)) for number in range(count)]
         randoms = await self._climb(planned, last)
@@ -418,7 +428,12 @@ class CheckpointedBertTrainingWorkflow:
             run_id = request.run_id or f"bert-{workflow.info().workflow_id}"[:100]
             request = m.BertFineTuneRequest(run_id=run_id, config=request, signal_checkpoints=True)
         snapshot = request.dataset_snapshot or await training.take_snapshot(training.snapshot_request(request.config, request.run_id))
-        result = await training.train(request.model_copy(update={"dataset_snapshot": snapshot}))
+        on_gpus = (
+            training.may_use_gpus(request.config, request.launch)
+            and workflow.patched("trials-by-gpus")
+            and await training.needs_gpus(request.config)
+        )
+        result = await training.train(request.model_copy(update={"dataset_snapshot": snapshot}), on_gpus)
         if result.checkpoint:
             self.update_checkpoint(result.checkpoint)
         await workflow.wait_condition(workflow.all_handlers_finished)

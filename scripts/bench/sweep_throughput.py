@@ -49,7 +49,7 @@ from bert_train_parallel.sweeps.trials import Trials
 from bert_train_parallel.sweeps.workflows import CheckpointedBertTrainingWorkflow, SweepWorkflow
 
 HEARTBEAT = timedelta(seconds=1)  # as bert_sweep's own workers
-CONFIG = m.BertFineTuneConfig(dataset_name="leanings.csv")
+CONFIG = m.BertFineTuneConfig(dataset_name="leanings.csv", use_gpu=False)
 SNAPSHOT = m.DatasetSnapshotResult(
     snapshot_id="s",
     dataset_name="s",
@@ -122,7 +122,7 @@ def put_data(folder: Path) -> None:
 
 
 def request_of(count: int, **changes: Any) -> m.SweepRequest:
-    base = {"fine_tune_config": CONFIG.model_dump() | {"use_gpu": False}, "dataset_snapshot": SNAPSHOT.model_dump()}
+    base = {"fine_tune_config": CONFIG.model_dump(), "dataset_snapshot": SNAPSHOT.model_dump()}
     return m.SweepRequest.model_validate({"experiment_id": "bench", "base": base, "num_trials": count, "max_concurrency": 8} | changes)
 
 

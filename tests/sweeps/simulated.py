@@ -104,6 +104,10 @@ class Simulated:
                 metric="accuracy",
             )
 
+        @activity.defn
+        async def look_for_nodes() -> m.Fleet:
+            return m.Fleet(nodes={"alpha": 0})
+
         return [
             create_dataset_snapshot,
             fine_tune_bert,
@@ -113,6 +117,7 @@ class Simulated:
             clean_up,
             export_sweep,
             compare_on_test,
+            look_for_nodes,
         ]
 
     async def _train(self, request: m.BertFineTuneRequest) -> m.BertFineTuneResult:
