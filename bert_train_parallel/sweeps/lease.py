@@ -80,24 +80,21 @@ class Lease:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self._folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            while self._is_of_another():
-                has_lock = self._has_lock()  # looked at first: what the other one leaves, it leaves before it lets go
-                if is_settled():
+            while True:
+                has_lock = self._has_lock()  # looked at first: what another one leaves, it leaves before it lets go
+                is_of_another = not self.token and self._is_of_another()
+                if is_of_another and is_settled():
                     return False
-                if has_lock:
-                    break
+                if not self.token and (has_lock or not is_of_another):
+                    self.attempt = _next_attempt(self._folder, self.attempt)
+                if self.token:
+                    self.check()
+                    if has_lock:
+                        return True
                 tick()
                 await asyncio.sleep(_LOOK_S)
-            self.attempt = _next_attempt(self._folder, self.attempt)
         except OSError as error:
             raise not_writable(error, self._folder) or error from error
-        while True:
-            self.check()
-            if self._has_lock():
-                self.check()
-                return True
-            tick()
-            await asyncio.sleep(_LOOK_S)
 
     def _has_lock(self) -> bool:
         """Take the lock, unless others hold it; a second time it is ours already."""
