@@ -122,16 +122,17 @@ def compare_on_test(request: CompareRequest, folder: SharedFolder) -> Comparison
     scored = [trial for trial in request.randoms if trial.score is not None]
     best = scored[0].run_id if scored else None
     winner = test_figures(request.winner, folder)
+    rows_seen, gpu_hours = (sum(trial.rows_seen for trial in request.randoms), sum(trial.gpu_seconds for trial in request.randoms) / 3600)
     return Comparison(
         rows_seen=request.winner_rows,
-        random_trials=len(request.randoms),
+        random_trials=len(request.randoms) if request.random_trials is None else request.random_trials,
         winner=request.winner,
         winner_figures=winner,
         random_best=best,
         random_figures=test_figures(best, folder) if best else {},
         metric=metric_of(dict(winner), request.metric),
-        random_rows_seen=sum(trial.rows_seen for trial in request.randoms),
-        random_gpu_hours=sum(trial.gpu_seconds for trial in request.randoms) / 3600,
+        random_rows_seen=rows_seen if request.random_rows_seen is None else request.random_rows_seen,
+        random_gpu_hours=gpu_hours if request.random_gpu_hours is None else request.random_gpu_hours,
     )
 
 

@@ -376,6 +376,8 @@ class SweepState(Message):
     uncleaned: tuple[RunId, ...] = ()
     snapshot: DatasetSnapshotResult | None = None
     climbing: RungState | None = None  # of a ladder
+    winner: TrialResult | None = None  # of a ladder whose random trials, to compare it with, are under way
+    randoms: SweepState | None = None  # the board of those; its number is that of the next one
     on_gpus: bool | None = None  # whether trials need GPUs: then a node without does not take them; None: not known yet
 
 
@@ -518,8 +520,11 @@ class CompareRequest(Message):
 
     winner: RunId
     winner_rows: int
-    randoms: tuple[TrialResult, ...]
+    randoms: tuple[TrialResult, ...]  # the best first; those that are not among the best may be left out
     metric: Metric | None = None
+    random_trials: int | None = None  # of all of them; None: they are all here
+    random_rows_seen: int | None = None
+    random_gpu_hours: float | None = None
 
 
 class ExportRequest(Message):

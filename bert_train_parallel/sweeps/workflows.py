@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any
 
 from temporalio import workflow
@@ -226,6 +226,9 @@ class SweepWorkflow(_Sweep):
             self._is_recording = False
 
 
+Between = Callable[[int, list[asyncio.Task[m.TrialResult]]], Awaitable[None]]
+
+
 @workflow.defn
 class LadderSweepWorkflow(_Sweep):
     """Train many trials a little, keep the best, train those longer, with new ones beside them; rung by rung."""
@@ -240,6 +243,21 @@ class LadderSweepWorkflow(_Sweep):
         assert request.ladder is not None
         ladder = rungs.rungs_of(request.ladder, request.num_trials)
         self.board.update(trials=sum(rungs.trials_on(ladder, rung.number) for rung in ladder))
+        winner = self.board.state.winner  # of the run before this one, which was comparing it
+        why_over = ""
+        if winner is None:
+            best = await self._to_the_top(ladder)
+            winner, why_over = best[0] if best else None, self._why_over()
+        result = self.board.result(why_over)
+        if request.compare and winner and not result.stopped:
+            comparison, why_over = await self._compare(winner, ladder[-1])
+            spent = {"gpu_hours": self.board.state.spent_s / 3600, "stopped": why_over}
+            result = result.model_copy(update={"comparison": comparison, **spent})
+        return await self.finish(result)
+
+    async def _to_the_top(self, ladder: tuple[rungs.Rung, ...]) -> list[m.TrialResult]:
+        """Run all rungs; gives the best of the last, and none where the ladder ends before."""
+        request = self.board.request
         climbing = self.board.state.climbing  # of the run before this one, which ended on this rung
         going_on: list[m.TrialResult] = []
         for rung in ladder[climbing.rung if climbing else 0 :]:
@@ -254,18 +272,13 @@ class LadderSweepWorkflow(_Sweep):
                 planned = [Planned(one.number, one.values, rung.number, one.from_run) for one in climbing.waiting]
                 earlier = [self._result_of(one, rung) for one in climbing.best]
                 climbing = None
-            results = [*earlier, *await self._climb(planned, rung, earlier)]
+            results = [*earlier, *await self._climb(planned, rung, functools.partial(self._between, rung, planned, earlier))]
             going_on = self._best_of(results, rung)
             await self.keep_record(at_least=1)
             await self.clean(tuple(one.run_id for one in going_on))
             if not going_on:
                 break
-        result = self.board.result(self._why_over())
-        if request.compare and going_on and not result.stopped:
-            comparison, why_over = await self._compare(going_on[0], ladder[-1])
-            spent = {"gpu_hours": self.board.state.spent_s / 3600, "stopped": why_over}
-            result = result.model_copy(update={"comparison": comparison, **spent})
-        return await self.finish(result)
+        return going_on
 
     def _why_over(self) -> str:
         return self.board.why_over(clock())
@@ -294,24 +307,35 @@ class LadderSweepWorkflow(_Sweep):
             )
         return [Planned(first + place, one, rung.number) for place, one in enumerate(values)]
 
-    async def _climb(self, planned: list[Planned], rung: rungs.Rung, earlier: list[m.TrialResult] | None = None) -> list[m.TrialResult]:
-        """Run a rung's trials, so many at a time; those that may not begin any more are left out.
+    async def _climb(self, planned: list[Planned], rung: rungs.Rung, between: Between) -> list[m.TrialResult]:
+        """Run trials as a rung says, so many at a time; those that may not begin any more are left out.
 
         Args:
-            earlier: results of the rung from an earlier run of the workflow; None for trials that are on no ladder.
+            between: called before each of them, with its place and those that have begun.
         """
         tasks: list[asyncio.Task[m.TrialResult]] = []
         for place, trial in enumerate(planned):
             if not await self.room():
                 break
-            if earlier is not None and len(self.board.state.recent) >= limits.RECORD_EVERY and workflow.patched("ladders-record-on-rungs"):
-                await self.keep_record()
-            if earlier is not None and self.history_is_long() and workflow.patched("ladders-go-on-as-new"):
-                await self.go_on_as_new(tasks, functools.partial(self._climbing, rung, planned[place:], earlier, tasks))
+            await between(place, tasks)
             tasks.append(self.start(trial, rung))
         if tasks:
             await workflow.wait(tasks)
         return [task.result() for task in tasks]
+
+    async def _between(
+        self,
+        rung: rungs.Rung,
+        planned: list[Planned],
+        earlier: list[m.TrialResult],
+        place: int,
+        begun: list[asyncio.Task[m.TrialResult]],
+    ) -> None:
+        """Between two trials of a rung, keep messages and history short."""
+        if len(self.board.state.recent) >= limits.RECORD_EVERY and workflow.patched("ladders-record-on-rungs"):
+            await self.keep_record()
+        if self.history_is_long() and workflow.patched("ladders-go-on-as-new"):
+            await self.go_on_as_new(begun, functools.partial(self._climbing, rung, planned[place:], earlier, begun))
 
     def _climbing(
         self, rung: rungs.Rung, waiting: list[Planned], earlier: list[m.TrialResult], ended: list[asyncio.Task[m.TrialResult]]
@@ -352,35 +376,56 @@ class LadderSweepWorkflow(_Sweep):
         batch_size = request.base.fine_tune_config.with_values(winner.values).batch_size
         rows_seen, rows_of_one = self.board.state.rows_seen, max(winner.steps, 1) * batch_size
         count = rungs.random_trials_at_equal_rows(rows_seen, rows_of_one)
-        if workflow.patched("random-trials-named-and-paid-for"):
+        own, is_paid_for = self.board.state, workflow.patched("random-trials-named-and-paid-for")
+        if is_paid_for:
             # no sweep has trials of this name, whatever its experiment_id
-            beside = Board(request.model_copy(update={"ladder": None}), "random")
-            beside.update(spent_s=self.board.state.spent_s, budget_gpu_hours=self.board.state.budget_gpu_hours)
-            beside.update(paused=self.board.state.paused)
-            self.to_stop.clear()  # numbers begin again
+            beside = Board(request.model_copy(update={"ladder": None, "so_far": own.randoms}), "random")
         else:
             beside = Board(request.model_copy(update={"experiment_id": f"{request.experiment_id}-random", "ladder": None}))
-        own = self.board.state
-        beside.update(snapshot=own.snapshot, concurrency=own.concurrency, trials=count, on_gpus=own.on_gpus)
+        if is_paid_for and own.randoms is None:
+            beside.update(spent_s=own.spent_s, budget_gpu_hours=own.budget_gpu_hours, paused=own.paused)
+            self.to_stop.clear()  # numbers begin again
+        if own.randoms is None:
+            beside.update(snapshot=own.snapshot, concurrency=own.concurrency, trials=count, on_gpus=own.on_gpus)
         self.board = beside  # people now see, and steer, the random trials
-        planned = [Planned(number, draw_random(request.space, request.seed + 1, number)) for number in range(count)]
-        randoms = await self._climb(planned, last)
-        why_over = beside.why_over(clock()) if len(randoms) < count else beside.state.stopped
+        first = beside.state.number
+        planned = [Planned(number, draw_random(request.space, request.seed + 1, number)) for number in range(first, count)]
+
+        async def between(place: int, begun: list[asyncio.Task[m.TrialResult]]) -> None:
+            if is_paid_for and self.history_is_long() and workflow.patched("random-trials-go-on-as-new"):
+                await self._go_on_comparing(winner, planned[place].number, begun)
+
+        await self._climb(planned, last, between)
+        randoms = beside.state
+        why_over = beside.why_over(clock()) if randoms.ended < count else randoms.stopped
+        spent_s = randoms.spent_s - (own.spent_s if is_paid_for else 0.0)
         self.board = self.own
-        self.board.update(spent_s=self.board.state.spent_s + sum(one.gpu_seconds for one in randoms))
-        best = rungs.best_first([(one.number, one.score) for one in randoms], request.maximise)
+        self.board.update(spent_s=own.spent_s + spent_s)
         found = await training.compare(
             m.CompareRequest(
                 winner=winner.run_id,
                 winner_rows=rows_seen,
-                randoms=tuple(sorted(randoms, key=lambda one: best.index(one.number) if one.number in best else len(best))),
+                randoms=randoms.best[:1],
                 metric=request.metric,
+                random_trials=randoms.ended,
+                random_rows_seen=randoms.rows_seen,
+                random_gpu_hours=spent_s / 3600,
             )
         )
         if workflow.patched("clean-up-after-comparison") and not request.keep_checkpoints:
             keep = (winner.run_id, *([found.random_best] if found.random_best else []))
-            await training.clean_up(m.CleanUpRequest(among=tuple(one.run_id for one in randoms), keep=keep))
+            await training.clean_up(m.CleanUpRequest(among=randoms.uncleaned, keep=keep))
         return found.model_copy(update={"random_planned": count}), why_over
+
+    async def _go_on_comparing(self, winner: m.TrialResult, number: int, under_way: list[asyncio.Task[m.TrialResult]]) -> None:
+        """A new run with a short history, which goes on with this random trial; of those before, it knows the best and what all cost."""
+        if under_way:
+            await workflow.wait(under_way)
+        await self.clean((self.board.best.run_id,) if self.board.best else ())
+        await workflow.wait_condition(workflow.all_handlers_finished)
+        randoms = self.board.state.model_copy(update={"number": number, "recent": ()})
+        state = self.own.state.model_copy(update={"climbing": None, "winner": winner, "randoms": randoms})
+        workflow.continue_as_new(self.own.request.model_copy(update={"so_far": state}))
 
 
 def trial_result(trial: Planned, found: m.BertFineTuneResult) -> m.TrialResult:

@@ -96,7 +96,9 @@ class Simulated:
             best = next((trial.run_id for trial in request.randoms if trial.score is not None), None)
             return m.Comparison(
                 rows_seen=request.winner_rows,
-                random_trials=len(request.randoms),
+                random_trials=request.random_trials or 0,
+                random_rows_seen=request.random_rows_seen or 0,
+                random_gpu_hours=request.random_gpu_hours or 0,
                 winner=request.winner,
                 winner_figures={},
                 random_best=best,

@@ -306,6 +306,41 @@ def test_a_long_ladder_goes_on_as_new_and_finds_the_same(server: str, simulated:
     assert sorted(set(simulated.cleaned[0].among) - set(simulated.cleaned[0].keep)) == cleaned
 
 
+def test_many_random_trials_to_compare_with_go_on_as_new_and_find_the_same(
+    server: str, simulated: Simulated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = [{"epochs": 1, "keep": 1, "new": 40}, {"epochs": 2}]
+    request = sweep(num_trials=40, ladder={"stages": stages}, compare=True, space={"learning_rate": [1e-5, 1e-3]}, budget_gpu_hours=10.0)
+    short = run_sweep(server, simulated, request)
+    randoms = [f"mine-random{number:04d}" for number in range(21)]
+    best = short.comparison and short.comparison.random_best
+
+    def asked_and_left() -> tuple[list[str], set[str]]:
+        """Random trials that were asked for, and those that keep their checkpoints."""
+        asked = sorted(one.run_id for one in simulated.asked if "random" in one.run_id)
+        return asked, set(asked) - {run_id for one in simulated.cleaned for run_id in set(one.among) - set(one.keep)}
+
+    assert asked_and_left() == (randoms, {best})
+    simulated.asked.clear()
+    simulated.cleaned.clear()
+    monkeypatch.setattr(board, "EVENTS_A_RUN", 40)
+    runs: list[str] = []
+
+    async def story(handle: Any) -> None:
+        while not simulated.exported[1:]:
+            run = str((await handle.describe()).run_id)
+            if simulated.asked and "random" in simulated.asked[-1].run_id and run not in runs:
+                runs.append(run)
+            await asyncio.sleep(0.01)
+
+    long = run_sweep(server, simulated, request, story)
+    assert len(runs) >= 2
+    assert asked_and_left() == (randoms, {best})
+    assert long.comparison == short.comparison
+    assert (long.gpu_hours, long.stopped, long.best_run_id) == (short.gpu_hours, "", short.best_run_id)
+    assert [one.run_id for one in long.leaderboard] == [one.run_id for one in short.leaderboard]
+
+
 def test_configurations_are_evaluated_as_their_training_ends_and_told_in_their_order(server: str, simulated: Simulated) -> None:
     async def answers(request: m.BertFineTuneRequest) -> m.BertFineTuneResult | None:
         await asyncio.sleep({"slow": 0.3}.get(request.run_id, 0))
