@@ -7,12 +7,18 @@ import secrets
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
+from bert_train_parallel.launching import master
+from bert_train_parallel.processes import Interrupts
+
+from .nodes import WITHIN_S, Nodes
 
 ROOT = Path(__file__).parent.parent.parent
 MARK = "LAUNCH_TEST_MARK"
@@ -122,3 +128,18 @@ def launcher(tmp_path: Path) -> Iterator[Launcher]:
                 pass
         launch.process.wait()
         assert not left, f"processes survived: {left}\n{launch.out}\n{launch.err}"
+
+
+@pytest.fixture
+def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Nodes]:
+    monkeypatch.setattr(master, "LINGER_S", 0.3)
+    monkeypatch.setattr(master, "SETTLE_S", 0.3)
+    interrupts = Interrupts()
+    made = Nodes(interrupts)
+    yield made
+    closing = [threading.Thread(target=channel.close) for channel in made.channels.values()]
+    for thread in closing:
+        thread.start()
+    for thread in closing:
+        thread.join(WITHIN_S)
+    interrupts.close()
