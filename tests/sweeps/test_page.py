@@ -1,0 +1,50 @@
+"""The page of a sweep, from its RESULT."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bert_train_parallel.analysis.sweep_page import write_sweep_page
+
+
+def headings(folder: Path, scores: Sequence[tuple[int, int, float | None]]) -> list[str]:
+    """The titles of the charts on the page of a sweep whose trials have this number, rung and score."""
+    trials: list[dict[str, Any]] = []
+    for number, rung, score in sorted(scores, key=lambda one: (-one[1], -(one[2] or 0))):
+        values = {"learning_rate": 1e-4 / (number + 1)}
+        trials.append({"number": number, "rung": rung, "run_id": f"mine-t{number:04d}-r{rung}", "score": score, "values": values})
+    result = {"experiment_id": "mine", "metric": "accuracy", "trials": len(trials), "gpu_hours": 0.1}
+    result |= {"best_run_id": trials[0]["run_id"], "best_score": trials[0]["score"]}
+    (folder / "RESULT.json").write_text(json.dumps({"result": result, "trials": trials, "request": {}}))
+    page = write_sweep_page(folder / "RESULT.json").read_text()
+    found = [html.unescape(title) for title in re.findall(r"<h2>(.*?)</h2>", page)]
+    return [title for title in found if title.startswith(("Best so far", "Rungs", "Parallel"))]
+
+
+@pytest.mark.parametrize(
+    ("scores", "rung"),
+    [
+        ([(0, 0, 0.5), (1, 0, 0.6), (2, 0, 0.7), (2, 1, 0.8)], 1),
+        ([(0, 0, 0.5), (1, 0, 0.6), (0, 1, 0.7), (2, 1, 0.6), (3, 1, 0.9), (3, 2, 0.9)], 2),  # most were on the second
+        ([(0, 0, 0.5), (1, 0, 0.6), (1, 1, 0.7), (2, 1, 0.6)], 1),  # as many on both: the lower
+        ([(0, 0, None), (1, 0, 0.6), (2, 0, None), (1, 1, 0.7), (3, 1, 0.6)], 2),  # those without a score do not count
+    ],
+)
+def test_charts_of_one_rung_of_a_ladder_say_which(scores: list[tuple[int, int, float | None]], rung: int, tmp_path: Path) -> None:
+    assert headings(tmp_path, scores) == [
+        f"Best so far on rung {rung}",
+        "Rungs",
+        f"Parallel coordinates on rung {rung} (the best trial there in orange)",
+    ]
+
+
+def test_charts_of_a_sweep_without_rungs_name_none(tmp_path: Path) -> None:
+    found = headings(tmp_path, [(0, 0, 0.5), (1, 0, 0.6)])
+    assert found == ["Best so far", "Parallel coordinates (the best trial in orange)"]
