@@ -268,6 +268,8 @@ def _cards(sweep: Sweep) -> str:
     ]
     if result.get("stopped"):
         cards.append(("ended early", "", result["stopped"]))
+    if result.get("note"):
+        cards.append(("fewer trials than asked for", "", result["note"]))
     shown = "".join(
         f"<div>{html_words(name)}<b>{html_words(value)}</b><small>{html_words(small)}</small></div>" for name, value, small in cards
     )

@@ -144,5 +144,6 @@ class Board:
             states=state.states,
             gpu_hours=state.spent_s / 3600,
             stopped=stopped,
+            note=state.note,
             history=state.history,
         )

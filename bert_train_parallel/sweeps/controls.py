@@ -148,6 +148,7 @@ class Controls:
         _refuse(self.board.request.ladder is not None, "the rungs of a ladder say how many trials there are")
         _refuse(self.board.request.chosen_sampler == "grid", "a grid has the trials that it has")
         _refuse(bool(self.board.state.stopped), "the sweep is stopping")
+        _refuse(bool(self.board.state.note), self.board.state.note)
 
     @workflow.update
     def set_budget(self, gpu_hours: float | None) -> str:

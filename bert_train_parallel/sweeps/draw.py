@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 
-from bert_train_parallel.sweeps.space import Choice, FloatRange, IntRange, SweepSpace, Value, is_in_force
+from bert_train_parallel.sweeps.space import Choice, FloatRange, IntRange, Parameter, SweepSpace, Value, is_in_force
 
 Values = dict[str, Value]
+
+DRAWS = 20  # for one trial, until one is new; then what is left of the space is looked through
+MOST_LISTED = 10_000  # configurations of a space; a larger one is never looked through
 
 
 def uniform(seed: int, *place: object) -> float:
@@ -43,8 +46,8 @@ def value_at(parameter: FloatRange | IntRange | Choice, share: float) -> Value:
     return parameter.low + int(share * ((parameter.high - parameter.low) // parameter.step + 1)) * parameter.step
 
 
-def draw_random(space: SweepSpace, seed: int, number: int) -> Values:
-    """The values of one trial; parameters that are not in force are left out.
+def draw_random(space: SweepSpace, seed: int, number: int, again: int = 0) -> Values:
+    """The values of one trial, or of its draw `again`; parameters that are not in force are left out.
 
     >>> space = SweepSpace(learning_rate=(1e-5, 1e-3), batch_size=[16, 32])
     >>> draw_random(space, 42, 0) == draw_random(space, 42, 0) != draw_random(space, 42, 1)
@@ -53,8 +56,114 @@ def draw_random(space: SweepSpace, seed: int, number: int) -> Values:
     drawn: Values = {}
     for name, parameter in space:
         if is_in_force(parameter, drawn):
-            drawn[name] = value_at(parameter, uniform(seed, number, name))
+            place = (number, name, again) if again else (number, name)
+            drawn[name] = value_at(parameter, uniform(seed, *place))
     return drawn
+
+
+def key_of(values: Values) -> str:
+    """The same for two trials that would train alike, the order in which their values are told aside.
+
+    >>> key_of({"epochs": 1, "freeze": True}) == key_of({"freeze": True, "epochs": 1}) != key_of({"freeze": 1, "epochs": 1})
+    True
+    """
+    return repr(sorted(values.items()))
+
+
+def draw_new(space: SweepSpace, seed: int, number: int, taken: Collection[str]) -> Values | None:
+    """The values of one trial, drawn again until no trial in `taken` (by `key_of`) has them.
+
+    Where that does not succeed, one of those that are left of a space of up to 10,000 configurations; None: there is none.
+    """
+    return _redrawn(space, seed, number, taken) or _one_of(left_of(space, taken), seed, number)
+
+
+def draws(space: SweepSpace, seed: int) -> Iterator[Values]:
+    """The trials of a random sweep in their order, each configuration once; it ends when the space has no other.
+
+    >>> sorted(values["batch_size"] for values in draws(SweepSpace(batch_size=[8, 16, 32]), 42))
+    [8, 16, 32]
+    """
+    taken: set[str] = set()
+    left: dict[str, Values] | None = None
+    for number in itertools.count():
+        values = _redrawn(space, seed, number, taken)
+        if values is None:
+            left = {key_of(one): one for one in left_of(space, taken)} if left is None else left
+            values = _one_of(list(left.values()), seed, number)
+        if values is None:
+            return
+        key = key_of(values)
+        taken.add(key)
+        if left is not None:
+            left.pop(key, None)
+        yield values
+
+
+def left_of(space: SweepSpace, taken: Collection[str]) -> list[Values]:
+    """The configurations that no trial has; none where the space has too many to be listed."""
+    return [values for values in configurations(space) or () if key_of(values) not in taken]
+
+
+def why_no_more(space: SweepSpace) -> str:
+    """
+    >>> why_no_more(SweepSpace(batch_size=[8, 16]))
+    'the space holds 2 configurations, and none is trained twice'
+    """
+    everything = configurations(space)
+    if everything is None:
+        return f"{DRAWS} draws gave no configuration that was not trained before"
+    return f"the space holds {len(everything):,} configuration{'s' * (len(everything) != 1)}, and none is trained twice"
+
+
+def _redrawn(space: SweepSpace, seed: int, number: int, taken: Collection[str]) -> Values | None:
+    drawn = (draw_random(space, seed, number, again) for again in range(DRAWS))
+    return next((values for values in drawn if key_of(values) not in taken), None)
+
+
+def _one_of(left: Sequence[Values], seed: int, number: int) -> Values | None:
+    return left[int(uniform(seed, number, "left") * len(left))] if left else None
+
+
+def configurations(space: SweepSpace) -> list[Values] | None:
+    """All that can be drawn from a space; None: there are more than 10,000, or a range of floats has no end of them.
+
+    >>> len(configurations(SweepSpace(batch_size=[8, 16], epochs={"low": 1, "high": 3}))), configurations(SweepSpace(warmup=[0.1]))
+    (6, [{'warmup': 0.1}])
+    """
+    try:
+        found = list(itertools.islice(_combinations(list(space), _listed), MOST_LISTED + 1))
+    except _Endless:
+        return None
+    return found if len(found) <= MOST_LISTED else None
+
+
+class _Endless(Exception):
+    """A range of floats."""
+
+
+def _listed(parameter: Parameter) -> Sequence[Value]:
+    if not isinstance(parameter, FloatRange):
+        return parameter.values if isinstance(parameter, Choice) else range(parameter.low, parameter.high + 1, parameter.step)
+    if parameter.low < parameter.high:
+        raise _Endless
+    return [value_at(parameter, 0.0)]
+
+
+def _combinations(
+    parameters: Sequence[tuple[str, Parameter]], listed: Callable[[Parameter], Sequence[Value]], taken: Values | None = None
+) -> Iterator[Values]:
+    """Every combination of values that are in force beside each other, the last parameter changing fastest."""
+    taken = taken or {}
+    if not parameters:
+        yield taken
+        return
+    (name, parameter), *rest = parameters
+    if not is_in_force(parameter, taken):
+        yield from _combinations(rest, listed, taken)
+        return
+    for value in listed(parameter):
+        yield from _combinations(rest, listed, taken | {name: value})
 
 
 def grid_values(parameter: FloatRange | IntRange | Choice) -> list[Value]:
@@ -83,19 +192,9 @@ def grid(space: SweepSpace) -> Iterator[Values]:
     >>> list(grid(space))
     [{'schedule': 'linear', 'warmup': 0.0}, {'schedule': 'linear', 'warmup': 0.1}, {'schedule': 'constant'}]
     """
-    names, ranges = [], []
     for name, parameter in space:
         try:
-            ranges.append(grid_values(parameter))
+            grid_values(parameter)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
-        names.append(name)
-    seen: set[str] = set()
-    for combination in itertools.product(*ranges):
-        taken: Values = {}
-        for (name, parameter), value in zip(space, combination, strict=True):
-            if is_in_force(parameter, taken):
-                taken[name] = value
-        if repr(taken) not in seen:
-            seen.add(repr(taken))
-            yield taken
+    yield from _combinations(list(space), grid_values)

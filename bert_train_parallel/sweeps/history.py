@@ -64,6 +64,7 @@ def suggest(request: SuggestRequest, folder: SharedFolder) -> Proposals:
 
     ended = [*read_history(request.history, folder), *request.recent]
     running = {trial.number: trial.values for trial in request.running}
+    taken = [*(trial.values for trial in ended), *running.values()]
     if request.known is not None:
         running |= {trial.number: trial.values for trial in ended if trial.number >= request.known}
         ended = [trial for trial in ended if trial.number < request.known]
@@ -77,6 +78,7 @@ def suggest(request: SuggestRequest, folder: SharedFolder) -> Proposals:
         number=request.number,
         count=request.count,
         maximise=request.maximise,
+        taken=taken if request.distinct else None,
     )
     return Proposals(values=tuple(values))
 

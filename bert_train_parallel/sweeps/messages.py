@@ -378,6 +378,7 @@ class SweepState(Message):
     climbing: RungState | None = None  # of a ladder
     winner: TrialResult | None = None  # of a ladder whose random trials, to compare it with, are under way
     randoms: SweepState | None = None  # the board of those; its number is that of the next one
+    note: str = ""  # why there are fewer trials than were asked for
     on_gpus: bool | None = None  # whether trials need GPUs: then a node without does not take them; None: not known yet
 
 
@@ -472,6 +473,7 @@ class SweepResult(Message):
     states: dict[str, int] = {}
     gpu_hours: float = 0.0
     stopped: str = ""  # why it ended before all trials were run
+    note: str = ""  # why there were fewer trials than were asked for
     history: HistoryReference | None = None  # all trials
     comparison: Comparison | None = None
 
@@ -494,6 +496,7 @@ class SuggestRequest(Message):
     known: int | None = None  # trials from this number on count as running, whether they have ended or not
     running: tuple[TrialValues, ...] = ()
     rung: int | None = None  # only results of this rung, or of the highest below it that has enough
+    distinct: bool = False  # propose nothing that a trial has had; rather fewer
 
 
 class Proposals(Message):

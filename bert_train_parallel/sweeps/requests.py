@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from bert_train_parallel.data.sources import check_exists
 from bert_train_parallel.errors import BadSetting, BadSource
-from bert_train_parallel.sweeps.draw import grid
+from bert_train_parallel.sweeps.draw import configurations, grid, why_no_more
 from bert_train_parallel.sweeps.messages import (
     BertEvalRequest,
     BertFineTuneConfig,
@@ -21,6 +21,7 @@ from bert_train_parallel.sweeps.messages import (
     SweepRequest,
     first_problem,
 )
+from bert_train_parallel.sweeps.rungs import rungs_of
 
 Model = TypeVar("Model", bound=BaseModel)
 _MOST_OF_A_GRID = 10_000  # combinations that are run unless a number is given
@@ -61,6 +62,10 @@ def notes_on(request: SweepRequest) -> list[str]:
         count = _combinations(request)
         which = f"{count:,}" if count <= _MOST_OF_A_GRID else f"more than {_MOST_OF_A_GRID:,}"
         notes.append(f"{request.num_trials:,} of {which} combinations are run, as num_trials says")
+    everything = None if request.sampler == "grid" else configurations(request.space)
+    new = sum(rung.new for rung in rungs_of(request.ladder, request.num_trials)) if request.ladder else request.num_trials
+    if everything is not None and new > len(everything):
+        notes.append(f"{len(everything):,} trials begin, not {new:,}: {why_no_more(request.space)}")
     if request.base.run_id or request.base.fine_tune_config.run_id:
         notes.append(f"run_id has no effect in a sweep: its trials are called {request.experiment_id}-t0000 and so on")
     if request.base.evaluation_config != BertEvalRequest():

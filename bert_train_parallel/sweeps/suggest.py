@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from bert_train_parallel.errors import MissingPackage
-from bert_train_parallel.sweeps.draw import Values, draw_random, uniform
+from bert_train_parallel.sweeps.draw import Values, draw_new, draw_random, key_of, uniform
 from bert_train_parallel.sweeps.messages import TrialResult
 from bert_train_parallel.sweeps.space import Choice, FloatRange, IntRange, SweepSpace, is_in_force
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import optuna
 
 STARTUP = 10  # trials drawn at random before the model is asked
+ASKED = 5  # proposals for one trial, until one is new
 WORST = {"nan", "oom"}  # the model is to learn to stay away from these; a trial that failed otherwise says nothing
 
 
@@ -27,23 +28,34 @@ def propose(
     number: int,
     count: int = 1,
     maximise: bool = True,
+    taken: Iterable[Values] | None = None,
 ) -> list[Values]:
-    """Values for `count` new trials, the first with this number.
+    """Values for `count` new trials, the first with this number; fewer where the space has no others.
 
     The answer follows from the arguments alone: `ended` is sorted by trial number, each proposal has a seed of its own, and
     counts as running for those after it (constant liar).
 
+    Args:
+        taken: values of all trials so far, which are not proposed again: what TPE proposes of them is asked for anew, as running,
+            and in the end drawn at random. None: they may be proposed again.
     Raises:
         MissingPackage: Optuna is not installed.
     """
     proposals: list[Values] = []
+    keys = None if taken is None else {key_of(values) for values in taken}
     known = sorted(ended, key=lambda trial: (trial.number, trial.rung))
     for place in range(number, number + count):
-        if len([trial for trial in known if trial.score is not None]) < STARTUP:
-            proposals.append(draw_random(space, seed, place))
+        is_startup = len([trial for trial in known if trial.score is not None]) < STARTUP
+        study = None if is_startup else _study(space, known, [*running, *proposals], int(uniform(seed, place, "tpe") * 2**32), maximise)
+        if keys is None:
+            proposals.append(_ask(study, space) if study else draw_random(space, seed, place))
             continue
-        study = _study(space, known, [*running, *proposals], int(uniform(seed, place, "tpe") * 2**32), maximise)
-        proposals.append(_ask(study, space))
+        asked = (_ask(study, space) for _ in range(ASKED if study else 0))
+        values = next((one for one in asked if key_of(one) not in keys), None) or draw_new(space, seed, place, keys)
+        if values is None:
+            break
+        keys.add(key_of(values))
+        proposals.append(values)
     return proposals
 
 

@@ -111,6 +111,8 @@ def result_lines(result: SweepResult, places: Mapping[str, str]) -> list[str]:
     lines = [f"{result.experiment_id}: {counted(result.trials, 'trial')} ({states}), {result.gpu_hours:.3g} GPU-hours"]
     if result.stopped:
         lines.append(f"It ended early: {result.stopped}.")
+    if result.note:
+        lines.append(f"It has fewer trials than were asked for: {result.note}.")
     if result.leaderboard:
         lines += ["", *leaderboard_lines(result.leaderboard[:10], result.metric), ""]
         best = result.leaderboard[0]

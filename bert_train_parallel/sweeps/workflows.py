@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from typing import Any
 
 from temporalio import workflow
@@ -19,7 +19,7 @@ with workflow.unsafe.imports_passed_through():
     import bert_train_parallel.sweeps.training as training
     from bert_train_parallel.sweeps.board import Board, Planned
     from bert_train_parallel.sweeps.controls import Controls, clock
-    from bert_train_parallel.sweeps.draw import Values, draw_random, grid
+    from bert_train_parallel.sweeps.draw import Values, draw_random, draws, grid, why_no_more
 
 
 class _Sweep(Controls):
@@ -85,6 +85,16 @@ class _Sweep(Controls):
         board.end(result)
         return result
 
+    def drawn(self, seed: int, first: int, until: int) -> list[Values]:
+        """The values of some trials of a random sweep, by their numbers; fewer where the space has no others."""
+        space = self.board.request.space
+        if not workflow.patched("no-configuration-twice"):
+            return [draw_random(space, seed, number) for number in range(first, until)]
+        found = list(itertools.islice(draws(space, seed), first, until))
+        if len(found) < until - first:
+            self.own.update(note=why_no_more(space))
+        return found
+
     async def room(self) -> bool:
         """Wait until one more trial may begin; False when none ever will."""
         board = self.board
@@ -148,6 +158,7 @@ class SweepWorkflow(_Sweep):
         self._grid = list(itertools.islice(grid(request.space), request.num_trials)) if request.chosen_sampler == "grid" else []
         if self._grid:
             self.board.update(trials=len(self._grid))
+        self._draws: Iterator[Values] | None = None
         self._under_way: set[asyncio.Task[None]] = set()
         self._is_recording = False
 
@@ -159,6 +170,9 @@ class SweepWorkflow(_Sweep):
                 await self.go_on_as_new(self._under_way)
             number = self.board.state.number
             values = await self._draw(number)
+            if values is None:
+                self.board.update(trials=number, note=why_no_more(request.space))
+                continue
             self.board.update(number=number + 1)
             self._under_way.add(asyncio.create_task(self._until_ended(self.start(Planned(number, values)))))
         await self.keep_record(at_least=1)
@@ -195,12 +209,18 @@ class SweepWorkflow(_Sweep):
             await workflow.wait_condition(lambda: all(number >= self._known for number, _ in self.board.running))
         return not self.board.why_over(clock())
 
-    async def _draw(self, number: int) -> Values:
+    async def _draw(self, number: int) -> Values | None:
+        """The values of the next trial; None where every configuration of the space has been trained."""
         request, state = self.board.request, self.board.state
         if request.chosen_sampler == "grid":
             return self._grid[number]
-        if request.chosen_sampler == "random":
+        is_distinct = workflow.patched("no-configuration-twice")
+        if request.chosen_sampler == "random" and not is_distinct:
             return draw_random(request.space, request.seed, number)
+        if request.chosen_sampler == "random":
+            if self._draws is None:
+                self._draws = itertools.islice(draws(request.space, request.seed), number, None)
+            return next(self._draws, None)
         running = [m.TrialValues(number=key[0], values=one.trial.values) for key, one in sorted(self.board.running.items())]
         proposals = await training.suggest(
             m.SuggestRequest(
@@ -212,9 +232,10 @@ class SweepWorkflow(_Sweep):
                 recent=state.recent,
                 known=self._known,
                 running=tuple(running),
+                distinct=is_distinct,
             )
         )
-        return proposals[0]
+        return proposals[0] if proposals else None
 
     async def _until_ended(self, trial: asyncio.Task[m.TrialResult]) -> None:
         """Wait for a trial; now and then write down what has ended."""
@@ -242,7 +263,8 @@ class LadderSweepWorkflow(_Sweep):
         await self.begin()
         assert request.ladder is not None
         ladder = rungs.rungs_of(request.ladder, request.num_trials)
-        self.board.update(trials=sum(rungs.trials_on(ladder, rung.number) for rung in ladder))
+        if request.so_far is None:
+            self.board.update(trials=sum(rungs.trials_on(ladder, rung.number) for rung in ladder))
         winner = self.board.state.winner  # of the run before this one, which was comparing it
         why_over = ""
         if winner is None:
@@ -251,7 +273,8 @@ class LadderSweepWorkflow(_Sweep):
         result = self.board.result(why_over)
         if request.compare and winner and not result.stopped:
             comparison, why_over = await self._compare(winner, ladder[-1])
-            spent = {"gpu_hours": self.board.state.spent_s / 3600, "stopped": why_over}
+            state = self.board.state
+            spent = {"gpu_hours": state.spent_s / 3600, "stopped": why_over, "note": state.note}
             result = result.model_copy(update={"comparison": comparison, **spent})
         return await self.finish(result)
 
@@ -289,9 +312,9 @@ class LadderSweepWorkflow(_Sweep):
         first = state.number
         if not rung.new:
             return []
-        self.board.update(number=first + rung.new)
+        self.board.update(number=first + rung.new)  # of trials that the space has no values for too
         if request.chosen_sampler == "random" or rung.number == 0:
-            values = [draw_random(request.space, request.seed, number) for number in range(first, first + rung.new)]
+            values = self.drawn(request.seed, first, first + rung.new)
         else:
             values = await training.suggest(
                 m.SuggestRequest(
@@ -303,8 +326,11 @@ class LadderSweepWorkflow(_Sweep):
                     history=state.history,
                     recent=state.recent,
                     rung=rung.number - 1,
+                    distinct=workflow.patched("no-configuration-twice"),
                 )
             )
+        if len(values) < rung.new:
+            self.board.update(trials=self.board.state.trials - (rung.new - len(values)), note=why_no_more(request.space))
         return [Planned(first + place, one, rung.number) for place, one in enumerate(values)]
 
     async def _climb(self, planned: list[Planned], rung: rungs.Rung, between: Between) -> list[m.TrialResult]:
@@ -389,7 +415,8 @@ class LadderSweepWorkflow(_Sweep):
             beside.update(snapshot=own.snapshot, concurrency=own.concurrency, trials=count, on_gpus=own.on_gpus)
         self.board = beside  # people now see, and steer, the random trials
         first = beside.state.number
-        planned = [Planned(number, draw_random(request.space, request.seed + 1, number)) for number in range(first, count)]
+        planned = [Planned(first + place, one) for place, one in enumerate(self.drawn(request.seed + 1, first, count))]
+        beside.update(trials=first + len(planned))
 
         async def between(place: int, begun: list[asyncio.Task[m.TrialResult]]) -> None:
             if is_paid_for and self.history_is_long() and workflow.patched("random-trials-go-on-as-new"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from bert_train_parallel.sweeps.draw import draw_random, grid, value_at
+from bert_train_parallel.sweeps.draw import configurations, draw_new, draw_random, draws, grid, key_of, value_at, why_no_more
 from bert_train_parallel.sweeps.space import Choice, FloatRange, IntRange, SweepSpace
 
 
@@ -97,3 +98,43 @@ def test_a_whole_number_is_within_its_range_and_on_a_step(low: int, span: int, s
 def test_a_grid_without_a_number_of_floats_says_which() -> None:
     with pytest.raises(ValueError, match="learning_rate: a grid needs to know how many"):
         list(grid(SweepSpace(learning_rate=[1e-5, 1e-3])))
+
+
+SMALL = SweepSpace(batch_size=[8, 16, 32], epochs={"low": 1, "high": 4})
+
+
+def test_no_configuration_of_a_small_space_is_drawn_twice_and_each_is_drawn() -> None:
+    drawn = list(draws(SMALL, 5))
+    assert len({key_of(values) for values in drawn}) == len(drawn) == 12
+    assert drawn == list(draws(SMALL, 5)) != list(draws(SMALL, 6))
+    assert drawn[0] == draw_random(SMALL, 5, 0)  # what is new at once is as it always was
+    assert len({key_of(draw_random(SMALL, 5, number)) for number in range(12)}) < 12
+
+
+def test_what_is_drawn_goes_on_from_any_number() -> None:
+    assert list(itertools.islice(draws(SMALL, 5), 7, 20)) == list(draws(SMALL, 5))[7:]
+
+
+def test_a_branch_without_other_parameters_is_drawn_once_beside_one_that_never_ends() -> None:
+    space = SweepSpace(schedule=["linear", "constant"], warmup={"low": 0.0, "high": 0.2, "when": {"schedule": "linear"}})
+    assert configurations(space) is None
+    drawn = list(itertools.islice(draws(space, 7), 40))
+    assert [values["schedule"] for values in drawn].count("constant") == 1
+    assert len({key_of(values) for values in drawn}) == 40
+
+
+@given(count=st.integers(1, 5), high=st.integers(1, 6), seed=st.integers(0, 99))
+def test_a_space_is_drawn_to_its_end_whatever_its_size(count: int, high: int, seed: int) -> None:
+    when = {"low": 1, "high": high, "when": {"batch_size": [8]}}
+    space = SweepSpace.model_validate({"batch_size": [8 * (place + 1) for place in range(count)], "epochs": when})
+    everything = configurations(space)
+    assert everything is not None
+    assert len(everything) == count - 1 + high
+    assert sorted(map(key_of, draws(space, seed))) == sorted(map(key_of, everything))
+
+
+def test_a_draw_that_is_taken_is_followed_by_another_and_by_none_when_nothing_is_left() -> None:
+    taken = {key_of(values) for values in configurations(SMALL) or ()} - {key_of({"batch_size": 16, "epochs": 3})}
+    assert draw_new(SMALL, 5, 0, taken) == {"batch_size": 16, "epochs": 3}
+    assert draw_new(SMALL, 5, 0, taken | {key_of({"batch_size": 16, "epochs": 3})}) is None
+    assert why_no_more(SMALL) == "the space holds 12 configurations, and none is trained twice"

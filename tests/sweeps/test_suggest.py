@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bert_train_parallel.sweeps import history
-from bert_train_parallel.sweeps.draw import Values, draw_random
+from bert_train_parallel.sweeps.draw import Values, draw_random, key_of
 from bert_train_parallel.sweeps.folder import SharedFolder
 from bert_train_parallel.sweeps.messages import RecordRequest, SuggestRequest, TrialResult, TrialValues
 from bert_train_parallel.sweeps.space import SweepSpace
@@ -94,6 +94,37 @@ def test_tpe_stays_away_from_where_the_loss_was_no_number() -> None:
     ]
     found = propose(SPACE, known, [], seed=1, number=40, count=12)
     assert sum(float(values["learning_rate"]) < 1e-3 for values in found) >= 9
+
+
+def test_tpe_proposes_each_configuration_of_a_small_space_once_and_then_none() -> None:
+    space = SweepSpace(batch_size=[8, 16, 32], epochs={"low": 1, "high": 4})
+    for count in (1, 5):
+        known: list[TrialResult] = []
+        while True:
+            number = len(known)
+            found = propose(space, known, [], seed=5, number=number, count=count, taken=[one.values for one in known])
+            assert found == propose(space, known[::-1], [], seed=5, number=number, count=count, taken=[one.values for one in known])
+            if not found:
+                break
+            known += [
+                TrialResult(number=number + place, run_id="a", values=values, score=-float(values["epochs"]))
+                for place, values in enumerate(found)
+            ]
+        assert len({key_of(one.values) for one in known}) == len(known) == 12
+    again = propose(space, known, [], seed=5, number=12, count=4)
+    assert len(again) == 4  # a sweep of an earlier version is given what it was
+
+
+def test_a_trial_on_another_rung_or_still_running_is_not_proposed_again(tmp_path: Path) -> None:
+    space = SweepSpace(batch_size=[8, 16], epochs=[1, 2])
+    values = [{"batch_size": size, "epochs": epochs} for size in (8, 16) for epochs in (1, 2)]
+    ended = (
+        TrialResult(number=0, run_id="a", values=values[0], score=0.5),
+        TrialResult(number=1, rung=1, run_id="b", values=values[1], state="failed"),
+    )
+    running = (TrialValues(number=2, values=values[2]),)
+    asked = SuggestRequest(space=space, seed=3, number=3, count=3, recent=ended, running=running, rung=1, distinct=True)
+    assert history.suggest(asked, SharedFolder(tmp_path)).values == (values[3],)
 
 
 @pytest.mark.slow

@@ -62,6 +62,34 @@ def test_a_grid_runs_every_combination(server: str, simulated: Simulated) -> Non
     assert len({(trial.values["learning_rate"], trial.values["batch_size"]) for trial in result.leaderboard}) == result.trials == 6
 
 
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_a_sweep_whose_space_is_used_up_ends_with_fewer_trials_and_says_so(server: str, simulated: Simulated, sampler: str) -> None:
+    request = sweep(num_trials=40, sampler=sampler, space={"batch_size": [8, 16, 32], "weight_decay": {"values": [0.0, 0.1]}})
+
+    async def story(handle: Any) -> None:
+        await until(lambda: bool(simulated.asked))
+        simulated.seconds = 0.02
+
+    result = run_sweep(server, simulated, request, story)
+    assert len({str(sorted(trial.values.items())) for trial in result.leaderboard}) == result.trials == 6
+    assert result.note == "the space holds 6 configurations, and none is trained twice"
+    assert sorted(one.run_id for one in simulated.asked) == [f"mine-t{number:04d}" for number in range(6)]
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_a_rung_whose_space_is_used_up_begins_fewer_trials(server: str, simulated: Simulated, sampler: str) -> None:
+    stages = [{"epochs": 1, "keep": 1, "new": 4}, {"epochs": 2, "keep": 1, "new": 4}, {"epochs": 4}]
+    space = {"batch_size": [8, 16, 32], "weight_decay": {"values": [0.0, 0.1]}}
+    result = run_sweep(server, simulated, sweep(num_trials=4, sampler=sampler, space=space, ladder={"stages": stages}, compare=True))
+    by_rung = [[trial for trial in result.leaderboard if trial.rung == rung] for rung in range(3)]
+    assert [len(rung) for rung in by_rung] == [4, 3, 1]
+    new = [trial for trial in result.leaderboard if not trial.promoted_from]
+    assert len({str(sorted(trial.values.items())) for trial in new}) == len(new) == 6
+    assert "6 configurations" in result.note
+    assert not result.stopped
+    assert result.comparison
+
+
 def test_a_trial_that_fails_is_a_result_and_the_sweep_goes_on(server: str, simulated: Simulated) -> None:
     async def answers(request: m.BertFineTuneRequest) -> m.BertFineTuneResult | None:
         state = {"mine-t0001": "oom", "mine-t0002": "failed"}.get(request.run_id)
