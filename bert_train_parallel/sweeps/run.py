@@ -14,7 +14,7 @@ from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError
 
 from bert_train_parallel.errors import BadSetting, BertTrainParallelError, Unreachable, not_writable
-from bert_train_parallel.launching.environment import cores
+from bert_train_parallel.processes import cores
 from bert_train_parallel.run_files import write_json
 from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps import views, watching

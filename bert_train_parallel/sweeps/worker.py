@@ -14,7 +14,7 @@ from datetime import timedelta
 from temporalio.client import Client
 from temporalio.worker import Worker
 
-from bert_train_parallel.launching.environment import cores
+from bert_train_parallel.processes import cores
 from bert_train_parallel.sweeps.activities import Activities
 from bert_train_parallel.sweeps.fleet import identity
 from bert_train_parallel.sweeps.folder import SharedFolder

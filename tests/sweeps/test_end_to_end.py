@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from bert_train_parallel.launching.environment import cores
+from bert_train_parallel.processes import cores
 from bert_train_parallel.sweeps.cli import main
 
 from .seen import leaderboard, left_over
