@@ -48,6 +48,7 @@ class Workers:
         command += [word for queue in queues or ("node",) for word in ("--queue", queue)]
         with open(own / "log", "wb") as log:
             environment = {**os.environ, **fake_nvml.install(own, seen)}
+            environment["PYTHONPATH"] += os.pathsep + os.environ.get("PYTHONPATH", "")
             self._processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
 
     def end(self) -> None:

@@ -100,8 +100,7 @@ def test_tpe_proposes_each_configuration_of_a_small_space_once_and_then_none() -
     space = SweepSpace(batch_size=[8, 16, 32], epochs={"low": 1, "high": 4})
     for count in (1, 5):
         known: list[TrialResult] = []
-        while True:
-            number = len(known)
+        while (number := len(known)) < 20:
             found = propose(space, known, [], seed=5, number=number, count=count, taken=[one.values for one in known])
             assert found == propose(space, known[::-1], [], seed=5, number=number, count=count, taken=[one.values for one in known])
             if not found:
