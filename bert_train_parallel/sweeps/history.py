@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterable
 from typing import Any
@@ -34,8 +35,9 @@ def record(request: RecordRequest, folder: SharedFolder) -> HistoryReference:
     write_text(path, text)
     if request.history:
         old = folder.inside(request.history.path)
-        for stale in old.parent.glob(f"{request.experiment_id}-[0-9]*.jsonl"):
-            if stale not in (old, path):  # the one before stays: this very request may be made again
+        ours = re.compile(re.escape(request.experiment_id) + r"-\d{6,}\.jsonl")  # and not of "mine-2" where this one is "mine"
+        for stale in old.parent.glob("*.jsonl"):
+            if ours.fullmatch(stale.name) and stale not in (old, path):  # the one before stays: this very request may be made again
                 stale.unlink(missing_ok=True)
     return HistoryReference(path=folder.relative(path), count=len(trials), sha256=hashlib.sha256(text.encode()).hexdigest())
 

@@ -79,6 +79,17 @@ def test_what_was_written_to_the_history_counts_like_what_is_still_in_memory(tmp
     assert history.suggest(one, folder) == history.suggest(SuggestRequest(space=SPACE, seed=3, number=16, recent=tuple(known)), folder)
 
 
+def test_a_sweep_leaves_the_history_of_another_whose_name_begins_like_its_own(tmp_path: Path) -> None:
+    folder = SharedFolder(tmp_path)
+    one = two = None
+    for count in (3, 4, 5):
+        two = history.record(RecordRequest(experiment_id="mine-2", history=two, ended=tuple(ended(count))), folder)
+        one = history.record(RecordRequest(experiment_id="mine", history=one, ended=tuple(ended(count))), folder)
+    assert (len(history.read_history(one, folder)), len(history.read_history(two, folder))) == (12, 12)
+    left = ["mine-000007.jsonl", "mine-000012.jsonl", "mine-2-000007.jsonl", "mine-2-000012.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "histories").iterdir()) == left  # the newest of each, and the one before
+
+
 def test_a_history_that_was_changed_is_refused(tmp_path: Path) -> None:
     folder = SharedFolder(tmp_path)
     written = history.record(RecordRequest(experiment_id="mine", ended=tuple(ended(3))), folder)
