@@ -7,7 +7,8 @@
 
 trials      no-op trials as activities of the sweep, as `bert_sweep` runs them; and the worker's memory
 children    the same number of trials as child workflows, the shape that a sweep does not have
-launches    a trial that is a launch of a program that does nothing, beside the bare launch of the same
+launches    a trial that is a launch of a program that does nothing, alone and one after the other in a sweep on the server,
+            beside the bare launch of the same
 cancel      from asking a sweep to stop until the last process of a trial is gone that does not hear SIGTERM
 tpe         60 proposals of TPE against 60 draws on a known quadratic
 """
@@ -202,8 +203,22 @@ def bench_cancel(rounds: int) -> dict[str, Any]:
 PRETEND = Path(__file__).resolve().parents[2] / "tests" / "sweeps" / "pretend_trainer.py"
 
 
+def launches_of(count: int) -> Callable[[Client], Awaitable[float]]:
+    """Seconds of each trial of a sweep, from its start to its end, where trials follow one another."""
+
+    async def body(client: Client) -> float:
+        request = request_of(count, max_concurrency=1)
+        began = time.perf_counter()
+        result = await client.execute_workflow(SweepWorkflow.run, request, id=f"bench-{uuid.uuid4()}", task_queue=m.EVAL_QUEUE)
+        seconds = (time.perf_counter() - began) / count
+        assert result.trials == result.states.get("finished") == count, result
+        return seconds
+
+    return body
+
+
 def bench_launches(rounds: int) -> dict[str, Any]:
-    """The same program by launch.py and as a trial, in turns."""
+    """The same program by launch.py and as a trial, in turns; then as the trials of sweeps."""
     trials_module.TRAINER = (sys.executable, str(PRETEND))  # type: ignore[assignment]
     bare, as_trial = [], []
     with tempfile.TemporaryDirectory() as place:
@@ -234,9 +249,10 @@ def bench_launches(rounds: int) -> dict[str, Any]:
             began = time.perf_counter()
             asyncio.run(own.run(request, lambda progress: None))
             as_trial.append(time.perf_counter() - began)
-    added = statistics.median(as_trial[1:]) - statistics.median(bare[1:])
-    print(f"a launch {statistics.median(bare[1:]):.2f} s, as a trial {statistics.median(as_trial[1:]):.2f} s: {added:.2f} s added")
-    return {"bare_s": statistics.median(bare[1:]), "trial_s": statistics.median(as_trial[1:]), "added_s": added}
+    of_sweep = [asyncio.run(served(launches_of(rounds), trains=True)) for _ in range(3)]
+    alone, trial, swept = statistics.median(bare[1:]), statistics.median(as_trial[1:]), statistics.median(of_sweep)
+    print(f"a launch {alone:.2f} s; as a trial {trial - alone:.2f} s more; as one of a sweep, with the server, {swept - alone:.2f} s more")
+    return {"bare_s": alone, "trial_s": trial, "added_s": trial - alone, "sweep_s": swept, "added_by_sweep_s": swept - alone}
 
 
 def bench_tpe(seeds: int) -> dict[str, Any]:
