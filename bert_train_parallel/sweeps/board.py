@@ -17,6 +17,7 @@ from bert_train_parallel.sweeps.messages import (
 from bert_train_parallel.sweeps.rungs import best_first
 
 KEPT = 100  # of the best trials, in memory and in messages; all are in the history file
+NEWEST = 200  # trials that ended last, in memory alone: whoever looks each second sees every one
 RECORD_EVERY = 50  # trials: their results are then in that file, and no longer in messages
 EVENTS_A_RUN = 10_000  # of the 51,200 that a workflow's history may have; then the sweep goes on in a new run
 
@@ -51,6 +52,7 @@ class Board:
             trials=request.num_trials, concurrency=request.max_concurrency, budget_gpu_hours=request.budget_gpu_hours
         )
         self.running: dict[tuple[int, int], Running] = {}
+        self.newest: tuple[TrialResult, ...] = self.state.recent  # in whatever state, the latest last
 
     def update(self, **changes: object) -> None:
         self.state = self.state.model_copy(update=changes)
@@ -72,6 +74,7 @@ class Board:
     def end(self, result: TrialResult) -> None:
         """A trial has ended, in whatever state."""
         self.running.pop((result.number, result.rung), None)
+        self.newest = (*self.newest, result)[-NEWEST:]
         state = self.state
         counts = Counter(state.states)
         counts[result.state] += 1

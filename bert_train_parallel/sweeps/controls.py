@@ -44,7 +44,12 @@ class Controls:
 
     @workflow.query
     def leaderboard(self, most: int = 20) -> m.LeaderboardAnswer:
-        return m.LeaderboardAnswer(as_of=_now(), metric=self.board.result().metric, trials=list(self.board.state.best[:most]))
+        return m.LeaderboardAnswer(
+            as_of=_now(),
+            metric=self.board.result().metric,
+            trials=list(self.board.state.best[:most]),
+            newest=list(self.board.newest),
+        )
 
     @workflow.query
     def best(self) -> m.LeaderboardAnswer:

@@ -17,7 +17,7 @@ from bert_train_parallel.run_files import write_json, write_text, written_aside
 from bert_train_parallel.sweeps import launches
 from bert_train_parallel.sweeps.folder import SharedFolder
 from bert_train_parallel.sweeps.history import read_history
-from bert_train_parallel.sweeps.messages import ExportRequest, SweepRequest, SweepResult, TrialResult
+from bert_train_parallel.sweeps.messages import ExportRequest, SweepRequest, SweepResult, TrialResult, counted
 from bert_train_parallel.sweeps.rungs import best_first
 from bert_train_parallel.sweeps.trials import home_of
 
@@ -156,13 +156,16 @@ def leaderboard(folder: str | Path) -> pandas.DataFrame:
 
 
 def why_ended(place: Path, most: int = 3) -> list[str]:
-    """Why trials of a sweep have no score, the commonest reasons first."""
+    """Why trials of a sweep have no score, the commonest reasons first; nothing where all have one."""
     try:
         with open(place / "leaderboard.csv", encoding="utf-8", newline="") as file:
             found = Counter(f"{row['state']}: {row['error']}" for row in csv.DictReader(file) if not row["score"])
     except FileNotFoundError:
         return []
-    return [f"  {count} {reason}" for reason, count in found.most_common(most)]
+    lines = [f"  {count} {reason.removesuffix(': ')}" for reason, count in found.most_common(most)]
+    others = sum(found.values()) - sum(count for _, count in found.most_common(most))
+    lines += [f"  {others} for other reasons; see {place / 'leaderboard.csv'}"] if others else []
+    return [f"without a score: {counted(sum(found.values()), 'trial')}", *lines] if found else []
 
 
 def read_result(place: Path) -> tuple[SweepRequest, SweepResult] | None:

@@ -188,8 +188,8 @@ def show(result: m.SweepResult, request: m.SweepRequest, folder: Path) -> int:
     if result.best_run_id:
         places["best run"] = str(SharedFolder(folder).run(result.best_run_id))
     print("\n".join(views.result_lines(result, places)))
-    if not result.best_run_id:
-        print("\n".join(why_ended(place)))
+    for line in why_ended(place):
+        print(line)
     return 0 if result.best_run_id else 1
 
 

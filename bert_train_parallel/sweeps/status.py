@@ -47,7 +47,8 @@ def lines(folder: Path, experiment_id: str | None, with_client: WithClient) -> l
         return [_line(folder, one, with_client) for one in known] or [f"There is no sweep in {folder}."]
     done = results.read_result(folder / experiment_id)
     if done:
-        return views.result_lines(done[1], {"leaderboard": str(folder / experiment_id / "leaderboard.csv")})
+        place = folder / experiment_id
+        return [*views.result_lines(done[1], {"leaderboard": str(place / "leaderboard.csv")}), *results.why_ended(place)]
     return views.lines_of(with_client(lambda client: _look(client, experiment_id)), width=200, rows=20)
 
 

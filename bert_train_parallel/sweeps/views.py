@@ -24,6 +24,7 @@ class View:
     budget: str = ""
     page: str = ""  # Temporal's own
     age_s: float | None = None  # since the sweep last had something to do: so old its figures are; bars are those of heartbeats
+    newest: Sequence[TrialResult] = ()  # those that ended last, in whatever state
     shortage: str = ""  # why trials wait for a node, in one sentence
 
 
@@ -100,7 +101,9 @@ def leaderboard_lines(trials: Sequence[TrialResult], metric: str) -> list[str]:
 def ended_line(trial: TrialResult, metric: str, is_best: bool) -> str:
     """One line for a trial that has ended, where lines cannot be drawn over."""
     shown = (
-        f"{metric} {trial.score:.4f}{' (best so far)' if is_best else ''}" if trial.score is not None else f"{trial.state}: {trial.error}"
+        f"{metric} {trial.score:.4f}{' (best so far)' if is_best else ''}"
+        if trial.score is not None
+        else f"{trial.state}: {trial.error}".removesuffix(": ")
     )
     return f"trial {_name(trial)}  {shown}  {values_in_words(trial.values)}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 import sys
 import time
@@ -102,6 +103,7 @@ async def look(client: Client, experiment_id: str, page: str = "") -> views.View
         f", {hours:.3g}{limit} GPU-hours",
         link,
         since_s,
+        board.newest,
         lacking,
     )
 
@@ -128,7 +130,7 @@ class Screen:
             self._draw(views.lines_of(view, shutil.get_terminal_size().columns))
             return
         best = view.best[0].run_id if view.best else ""
-        for trial in sorted(view.best, key=lambda trial: (trial.rung, trial.number)):
+        for trial in sorted({one.run_id: one for one in (*view.best, *view.newest)}.values(), key=lambda trial: (trial.rung, trial.number)):
             if trial.run_id not in self._told:
                 self._told.add(trial.run_id)
                 print(views.ended_line(trial, view.metric, trial.run_id == best), flush=True)
@@ -138,6 +140,11 @@ class Screen:
         if view.shortage != self._shortage:
             self._shortage = view.shortage
             print(view.shortage or "there is a node for its trials now", flush=True)
+
+    def end(self, view: views.View) -> None:
+        """The lines of the last trials, where there is no table."""
+        if not self._in_place:
+            self.show(view)
 
     def note(self, sentence: str) -> None:
         """A sentence that stays."""
@@ -171,6 +178,8 @@ async def follow(client: Client, experiment_id: str, page: str = "") -> m.SweepR
             if status != RUNNING:
                 screen.clear()
                 result: m.SweepResult = await result_of(handle)
+                with contextlib.suppress(RPCError):  # what ended since the last look; the result itself is there
+                    screen.end(await look(client, experiment_id, page))
                 return result
             screen.show(await look(client, experiment_id, page))
             silent = False

@@ -39,6 +39,7 @@ class LeaderboardAnswer(Message):
     as_of: str
     metric: str
     trials: list[TrialResult]
+    newest: list[TrialResult] = []  # those that ended last, in whatever state
 
 
 class TrialAnswer(Message):
