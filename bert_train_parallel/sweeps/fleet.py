@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 
 from temporalio.api.enums.v1 import TaskQueueType
-from temporalio.api.taskqueue.v1 import TaskQueue
+from temporalio.api.taskqueue.v1 import PollerInfo, TaskQueue
 from temporalio.api.workflowservice.v1 import DescribeTaskQueueRequest
 from temporalio.client import Client
 
@@ -54,9 +54,18 @@ async def nodes(client: Client, launch: LaunchSettings | None = None) -> dict[st
     return found
 
 
-async def _asking(client: Client, queue: str, kind: TaskQueueType.ValueType) -> dict[str, int]:
+async def is_served(client: Client, queue: str) -> bool:
+    """Whether any worker asks for the workflows of a queue; one that was killed counts for five minutes."""
+    return bool(await _pollers(client, queue, TaskQueueType.TASK_QUEUE_TYPE_WORKFLOW))
+
+
+async def _pollers(client: Client, queue: str, kind: TaskQueueType.ValueType) -> list[PollerInfo]:
     request = DescribeTaskQueueRequest(namespace=client.namespace, task_queue=TaskQueue(name=queue), task_queue_type=kind)
-    pollers = (await client.workflow_service.describe_task_queue(request)).pollers
+    return list((await client.workflow_service.describe_task_queue(request)).pollers)
+
+
+async def _asking(client: Client, queue: str, kind: TaskQueueType.ValueType) -> dict[str, int]:
+    pollers = await _pollers(client, queue, kind)
     found: dict[str, int] = {}
     for poller in sorted(pollers, key=lambda one: one.last_access_time.ToNanoseconds()):  # of a node that was restarted, the newest
         node = reported(poller.identity)

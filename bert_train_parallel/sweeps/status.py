@@ -26,14 +26,18 @@ async def update(client: Client, experiment_id: str, name: str, given: Sequence[
         BadRun: it does not run.
     """
     handle = watching.sweep_handle(client, experiment_id)
+    await watching.check_served(client, experiment_id)
     try:
-        return str(await handle.execute_update(name, args=list(given)))
+        async with asyncio.timeout(watching.PATIENCE.total_seconds()):
+            return str(await handle.execute_update(name, args=list(given)))
+    except TimeoutError:
+        raise watching.unserved(experiment_id) from None
     except WorkflowUpdateFailedError as error:
         raise BadSetting(f"{experiment_id}: {watching.sentence_of(error)}.") from None
     except RPCError as error:
         if error.status == RPCStatusCode.NOT_FOUND:
             raise BadRun(f"There is no sweep {experiment_id} that runs on this server. bert_sweep status lists them.") from None
-        raise Unreachable(f"The Temporal server does not answer: {error.message}.") from None
+        raise watching.silence(error, experiment_id) from None
 
 
 def lines(folder: Path, experiment_id: str | None, with_client: WithClient) -> list[str]:
@@ -53,12 +57,13 @@ def lines(folder: Path, experiment_id: str | None, with_client: WithClient) -> l
 
 
 async def _look(client: Client, experiment_id: str) -> views.View:
+    await watching.check_served(client, experiment_id)
     try:
         return await watching.look(client, experiment_id)
     except RPCError as error:
         if error.status == RPCStatusCode.NOT_FOUND:
             raise BadRun(f"There is no sweep {experiment_id} on this server. bert_sweep status lists them.") from None
-        raise Unreachable(f"The Temporal server does not answer: {error.message}.") from None
+        raise watching.silence(error, experiment_id) from None
 
 
 def _line(folder: Path, experiment_id: str, with_client: WithClient) -> str:
@@ -79,5 +84,17 @@ def export_now(folder: Path, experiment_id: str, with_client: WithClient) -> str
     if done:
         request = m.ExportRequest(request=done[0], result=done[1])
     else:
-        request = with_client(lambda client: watching.sweep_handle(client, experiment_id).query("so_far", result_type=m.ExportRequest))
+        request = with_client(lambda client: _so_far(client, experiment_id))
     return str(folder / asyncio.run(results.export(request, shared, lambda: None, is_over=done is not None)))
+
+
+async def _so_far(client: Client, experiment_id: str) -> m.ExportRequest:
+    await watching.check_served(client, experiment_id)
+    handle = watching.sweep_handle(client, experiment_id)
+    try:
+        found: m.ExportRequest = await handle.query("so_far", result_type=m.ExportRequest, rpc_timeout=watching.PATIENCE)
+        return found
+    except RPCError as error:
+        if error.status == RPCStatusCode.NOT_FOUND:
+            raise BadRun(f"There is no sweep {experiment_id} on this server. bert_sweep status lists them.") from None
+        raise watching.silence(error, experiment_id) from None

@@ -7,7 +7,7 @@ import contextlib
 import shutil
 import sys
 import time
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
@@ -20,6 +20,7 @@ from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps.trials import TrialProgress
 
 LOOK_S = 1.0
+PATIENCE = timedelta(seconds=20)  # with a worker that answers for a sweep: a new one reads the history of a long one first
 RUNNING, COMPLETED = WorkflowExecutionStatus.RUNNING, WorkflowExecutionStatus.COMPLETED
 
 Asked = TypeVar("Asked", bound=m.Message)
@@ -65,6 +66,30 @@ async def status_of(handle: WorkflowHandle[Any, Any]) -> WorkflowExecutionStatus
         raise Unreachable(f"The Temporal server does not answer: {error.message}.") from None
 
 
+async def check_served(client: Client, experiment_id: str) -> None:
+    """See that there is somebody to answer for a sweep: the server alone keeps what is asked of it, and says nothing.
+
+    Raises:
+        Unreachable: no worker asks for its tasks.
+    """
+    if await status_of(sweep_handle(client, experiment_id)) is not None and not await fleet.is_served(client, m.EVAL_QUEUE):
+        raise unserved(experiment_id)
+
+
+def unserved(experiment_id: str) -> Unreachable:
+    return Unreachable(
+        f"No worker answers for {experiment_id}, though the server does. bert_sweep run FILE goes on with a sweep of this machine; "
+        "bert_sweep worker --queue eval serves those whose workers run elsewhere."
+    )
+
+
+def silence(error: RPCError, experiment_id: str) -> Unreachable:
+    """A server's error in words of ours: what is late is a worker."""
+    if error.status in (RPCStatusCode.DEADLINE_EXCEEDED, RPCStatusCode.CANCELLED) or "no poller" in error.message:
+        return unserved(experiment_id)
+    return Unreachable(f"The Temporal server does not answer: {error.message}.")
+
+
 async def heartbeats(client: Client, workflow_id: str) -> dict[str, TrialProgress]:
     """What each trial under way last said, by its run id."""
     description = await client.get_workflow_handle(workflow_id).describe()
@@ -81,12 +106,12 @@ async def look(client: Client, experiment_id: str, page: str = "") -> views.View
     """All that can be seen of a sweep now.
 
     Raises:
-        RPCError: the server does not answer.
+        RPCError: the server does not answer, or no worker of it for `PATIENCE`.
     """
     handle = sweep_handle(client, experiment_id)
-    progress = await handle.query("progress", result_type=m.ProgressAnswer)
-    board = await handle.query("leaderboard", 100, result_type=m.LeaderboardAnswer)
-    spent = await handle.query("budget", result_type=m.BudgetAnswer)
+    progress = await handle.query("progress", result_type=m.ProgressAnswer, rpc_timeout=PATIENCE)
+    board = await handle.query("leaderboard", 100, result_type=m.LeaderboardAnswer, rpc_timeout=PATIENCE)
+    spent = await handle.query("budget", result_type=m.BudgetAnswer, rpc_timeout=PATIENCE)
     since_s = max(time.time() - datetime.fromisoformat(spent.as_of).timestamp(), 0.0)  # a workflow's clock stands while nothing happens
     hours = spent.finished_gpu_hours + spent.running_gpu_hours + len(progress.running) * spent.gpus_each * since_s / 3600
     limit = f" of {spent.budget_gpu_hours:g}" if spent.budget_gpu_hours else ""
@@ -187,7 +212,7 @@ async def follow(client: Client, experiment_id: str, page: str = "") -> m.SweepR
             if error.status == RPCStatusCode.NOT_FOUND:
                 raise BadRun(f"There is no sweep {experiment_id} on this server. bert_sweep status lists them.") from None
             if not silent:
-                screen.note(f"the server does not answer ({error.message.splitlines()[0]}); trials under way go on")
+                screen.note(f"{str(silence(error, experiment_id)).split('. ')[0].rstrip('.')}; trials under way go on")
             silent = True
         await asyncio.sleep(LOOK_S)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def test_a_folders_server_is_reached_without_tls_and_key_and_keeps_its_histories
     assert "No Temporal server answers at 127.0.0.1:9" in capsys.readouterr().err
 
 
-def test_a_sweep_is_handed_over_once_and_its_name_is_not_given_to_another(
+def test_a_sweep_is_handed_over_once_waits_for_a_worker_and_its_name_is_not_given_to_another(
     embedded: EmbeddedServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asyncio.run(connect_when_ready(embedded))
@@ -72,6 +73,11 @@ def test_a_sweep_is_handed_over_once_and_its_name_is_not_given_to_another(
     assert (tmp_path / "out" / "mine" / "request.json").is_file()  # by which status knows it
     assert start() == 0
     assert "mine is already running" in capsys.readouterr().out
+    for words in (["pause", "mine"], ["status", "mine"], ["export", "mine"]):  # nobody serves it
+        began = time.monotonic()
+        assert main([*words, *out]) == 2
+        assert "No worker answers for mine" in capsys.readouterr().err
+        assert time.monotonic() - began < 8
     assert start(seed=7) == 2
     assert "seed (was 42, is now 7)" in capsys.readouterr().err
     (tmp_path / "out" / "mine" / "request.json").unlink()

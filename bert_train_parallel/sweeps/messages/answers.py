@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from bert_train_parallel.sweeps.draw import Values
 from bert_train_parallel.sweeps.messages.base import Message, RunId
 from bert_train_parallel.sweeps.messages.runs import LaunchSettings
@@ -39,7 +41,7 @@ class LeaderboardAnswer(Message):
     as_of: str
     metric: str
     trials: list[TrialResult]
-    newest: list[TrialResult] = []  # those that ended last, in whatever state
+    newest: list[TrialResult] = Field(default=[])  # those that ended last, in whatever state
 
 
 class TrialAnswer(Message):
