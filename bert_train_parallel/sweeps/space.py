@@ -17,6 +17,7 @@ Conditions = dict[str, tuple[Value, ...]]
 
 OTHER_NAMES = {"num_epochs": "epochs", "max_seq_length": "sequence_len", "model_name": "model"}
 NOT_SEARCHED = {"text", "text_pair", "label", "split_seed", "validation_file", "test_file", "metric", "max_eval_samples", "task_type"}
+NOT_SEARCHED |= {"dataset_config", "split"}  # all trials read one snapshot, and are measured by the same samples of it
 
 
 class _Parameter(BaseModel, frozen=True, extra="forbid"):

@@ -25,6 +25,7 @@ from bert_train_parallel.sweeps.space import Choice, FloatRange, IntRange, Sweep
         ({"batch_size": []}, "at least 1 item"),
         ({"batchsize": [16]}, "Did you mean batch_size"),
         ({"metric": ["loss", "accuracy"]}, "metric cannot be searched"),
+        ({"dataset_config": ["sst2", "mnli"]}, "dataset_config cannot be searched"),
         ({"batch_size": [0, 16]}, "batch_size: 0: should be greater than or equal to 1"),
         ({"schedule": ["linear", "quadratic"]}, "quadratic"),
         ({"learning_rate": 1e-4}, "a fixed value belongs to base"),

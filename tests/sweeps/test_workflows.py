@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from temporalio.client import WorkflowHandle, WorkflowUpdateFailedError
+from temporalio.client import WorkflowFailureError, WorkflowHandle, WorkflowUpdateFailedError
 
-from bert_train_parallel.sweeps import board
+from bert_train_parallel.sweeps import board, history, training, watching
 from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps.draw import draw_random
 from bert_train_parallel.sweeps.workflows import CheckpointedBertTrainingWorkflow, CoordinatorWorkflow, LadderSweepWorkflow, SweepWorkflow
@@ -99,6 +99,55 @@ def test_a_trial_that_fails_is_a_result_and_the_sweep_goes_on(server: str, simul
     result = run_sweep(server, simulated, sweep(num_trials=5))
     assert result.states == {"finished": 3, "oom": 1, "failed": 1}
     assert len(result.leaderboard) == 3
+
+
+@pytest.mark.parametrize("ladder", [None, {"stages": [{"epochs": 1, "keep": 1, "new": 3}, {"epochs": 2}]}])
+@pytest.mark.parametrize("at_once", [1, 3])
+def test_a_trial_whose_values_clash_with_a_setting_of_base_fails_and_says_why(
+    server: str, simulated: Simulated, ladder: dict[str, Any] | None, at_once: int
+) -> None:
+    base = {"fine_tune_config": {"dataset_name": "leanings.csv", "settings": {"stride": 40}}}
+    space = {"max_seq_length": [32, 128, 256]}
+    seen: list[m.ProgressAnswer] = []
+
+    async def story(handle: Any) -> None:
+        simulated.seconds = 0.1
+        await until(lambda: len(simulated.asked) >= 2)
+        seen.append(await handle.query("progress", result_type=m.ProgressAnswer))
+
+    result = run_sweep(server, simulated, sweep(num_trials=3, max_concurrency=at_once, ladder=ladder, base=base, space=space), story)
+    assert result.states == {"finished": 2 + bool(ladder), "failed": 1}
+    assert result.trials == 3 + bool(ladder)
+    assert result.history is not None
+    [failed] = [one for one in history.read_history(result.history, simulated.folder) if one.state == "failed"]
+    assert failed.values == {"sequence_len": 32}
+    assert failed.error.startswith("--stride 40 leaves no room for new tokens in rows of 32")
+    assert all(one.values["sequence_len"] != 32 for one in seen[0].running)
+
+
+def test_a_mistake_of_ours_ends_a_trial_or_the_sweep_with_its_words(
+    server: str, simulated: Simulated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def train(request: m.BertFineTuneRequest, on_gpus: bool) -> m.BertFineTuneResult:
+        raise KeyError("no such trial")
+
+    async def clean_up(request: m.CleanUpRequest) -> int:
+        raise KeyError("no such folder")
+
+    monkeypatch.setattr(training, "train", train)
+    result = run_sweep(server, simulated, sweep(num_trials=3, max_concurrency=1))
+    assert result.states == {"failed": 3}
+    assert result.history is not None
+    assert {one.error for one in history.read_history(result.history, simulated.folder)} == {"KeyError: 'no such trial'"}
+
+    async def go() -> None:
+        async with served(server, simulated, workflow_failure_exception_types=[]) as client:
+            await client.execute_workflow(SweepWorkflow.run, sweep(num_trials=3), id=f"test-{uuid.uuid4()}", task_queue=m.EVAL_QUEUE)
+
+    monkeypatch.setattr(training, "clean_up", clean_up)
+    with pytest.raises(WorkflowFailureError) as error:
+        asyncio.run(asyncio.wait_for(go(), 20))
+    assert "no such folder" in str(watching.sentence_of(error.value))
 
 
 def test_the_same_seed_gives_the_same_trials_whichever_ends_first(server: str, simulated: Simulated) -> None:
@@ -378,7 +427,7 @@ def test_configurations_are_evaluated_as_their_training_ends_and_told_in_their_o
 
     simulated.answers = answers
     configs = [
-        m.CoordinatorWorkflowConfig(fine_tune_config=m.BertFineTuneConfig(dataset_name="leanings.csv", run_id=name))
+        m.CoordinatorWorkflowConfig(fine_tune_config=m.BertFineTuneConfig(dataset_name="data/leanings.csv", run_id=name))
         for name in ("slow", "bad", "quick")
     ]
 
@@ -391,6 +440,7 @@ def test_configurations_are_evaluated_as_their_training_ends_and_told_in_their_o
     assert [result.run_id for result in results] == ["slow", "bad", "quick"]
     assert [result.accuracy for result in results] == [0.5, None, 0.5]
     assert results[1].error == "failed: no such column"
+    assert [result.dataset_name for result in results] == ["data/leanings.csv"] * 3
 
 
 def test_a_training_tells_its_newest_checkpoint_while_it_runs_and_afterwards(server: str, simulated: Simulated) -> None:

@@ -15,10 +15,11 @@ with workflow.unsafe.imports_passed_through():
     from bert_train_parallel.sweeps.board import Planned
     from bert_train_parallel.sweeps.controls import clock
     from bert_train_parallel.sweeps.draw import Values, draw_random, draws, grid, why_no_more
+    from bert_train_parallel.sweeps.workflows.failures import MISTAKES
     from bert_train_parallel.sweeps.workflows.sweep import Sweep
 
 
-@workflow.defn
+@workflow.defn(failure_exception_types=MISTAKES)
 class SweepWorkflow(Sweep):
     """Draw trials, at random, from a grid or by TPE, and run so many at a time until all have ended."""
 
@@ -55,7 +56,10 @@ class SweepWorkflow(Sweep):
     async def _another(self) -> bool:
         """Wait until another trial may begin; False when all have ended and none is left. Meanwhile some may be added."""
         while True:
-            self._under_way = {task for task in self._under_way if not task.done()}
+            ended = [task for task in self._under_way if task.done()]
+            self._under_way.difference_update(ended)
+            for task in ended:
+                task.result()  # what went wrong in it ends the sweep, and is not lost
             if self._has_more and not self.board.why_over(clock()):
                 if await self.room() and await self._what_counts_is_known():
                     return True

@@ -16,13 +16,14 @@ with workflow.unsafe.imports_passed_through():
     from bert_train_parallel.sweeps.board import Board, Planned
     from bert_train_parallel.sweeps.controls import clock
     from bert_train_parallel.sweeps.draw import why_no_more
+    from bert_train_parallel.sweeps.workflows.failures import MISTAKES, results_of
     from bert_train_parallel.sweeps.workflows.sweep import Sweep
 
 
 Between = Callable[[int, list[asyncio.Task[m.TrialResult]]], Awaitable[None]]
 
 
-@workflow.defn
+@workflow.defn(failure_exception_types=MISTAKES)
 class LadderSweepWorkflow(Sweep):
     """Train many trials a little, keep the best, train those longer, with new ones beside them; rung by rung."""
 
@@ -117,9 +118,7 @@ class LadderSweepWorkflow(Sweep):
                 break
             await between(place, tasks)
             tasks.append(self.start(trial, rung))
-        if tasks:
-            await workflow.wait(tasks)
-        return [task.result() for task in tasks]
+        return await results_of(tasks)
 
     async def _between(
         self,
@@ -218,8 +217,7 @@ class LadderSweepWorkflow(Sweep):
 
     async def _go_on_comparing(self, winner: m.TrialResult, number: int, under_way: list[asyncio.Task[m.TrialResult]]) -> None:
         """A new run with a short history, which goes on with this random trial; of those before, it knows the best and what all cost."""
-        if under_way:
-            await workflow.wait(under_way)
+        await results_of(under_way)
         await self.clean((self.board.best.run_id,) if self.board.best else ())
         await workflow.wait_condition(workflow.all_handlers_finished)
         randoms = self.board.state.model_copy(update={"number": number, "recent": ()})

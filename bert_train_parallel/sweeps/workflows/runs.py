@@ -7,9 +7,10 @@ from temporalio import workflow
 with workflow.unsafe.imports_passed_through():
     import bert_train_parallel.sweeps.messages as m
     import bert_train_parallel.sweeps.training as training
+    from bert_train_parallel.sweeps.workflows.failures import MISTAKES
 
 
-@workflow.defn
+@workflow.defn(failure_exception_types=MISTAKES)
 class CheckpointedBertTrainingWorkflow:
     """One training: a snapshot of its data, then a launch that goes on from its checkpoints whatever dies meanwhile."""
 
@@ -44,7 +45,7 @@ class CheckpointedBertTrainingWorkflow:
         return result.model_copy(update={"dataset_snapshot": snapshot})
 
 
-@workflow.defn
+@workflow.defn(failure_exception_types=MISTAKES)
 class BertEvalWorkflow:
     """Measure a trained model."""
 
@@ -60,7 +61,7 @@ class BertEvalWorkflow:
         return await training.evaluate(request)
 
 
-@workflow.defn
+@workflow.defn(failure_exception_types=MISTAKES)
 class BertInferenceWorkflow:
     """Labels for some texts, by a run's model."""
 

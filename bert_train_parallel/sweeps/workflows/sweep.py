@@ -7,8 +7,9 @@ import itertools
 from collections.abc import Callable, Collection
 from typing import Any
 
+from pydantic import ValidationError
 from temporalio import workflow
-from temporalio.exceptions import ActivityError, ApplicationError, is_cancelled_exception
+from temporalio.exceptions import ActivityError, is_cancelled_exception
 
 with workflow.unsafe.imports_passed_through():
     import bert_train_parallel.sweeps.board as limits
@@ -18,6 +19,7 @@ with workflow.unsafe.imports_passed_through():
     from bert_train_parallel.sweeps.board import Planned
     from bert_train_parallel.sweeps.controls import Controls, clock
     from bert_train_parallel.sweeps.draw import Values, draw_random, draws, why_no_more
+    from bert_train_parallel.sweeps.workflows.failures import MISTAKES, first_words, results_of
 
 
 class Sweep(Controls):
@@ -65,7 +67,7 @@ class Sweep(Controls):
     async def _run_trial(self, trial: Planned, rung: rungs.Rung | None) -> m.TrialResult:
         """One trial from beginning to end; whatever happens to it, the sweep goes on."""
         board = self.board
-        training_task = asyncio.create_task(training.train(self.request_of(trial, rung), bool(board.state.on_gpus)))
+        training_task = asyncio.create_task(self._train(trial, rung))
         try:
             await workflow.wait_condition(lambda: training_task.done() or trial.number in self.to_stop)
         finally:
@@ -80,8 +82,16 @@ class Sweep(Controls):
         except ActivityError as error:
             if not is_cancelled_exception(error):
                 result = result.model_copy(update={"state": "failed", "error": first_words(error)})
+        except ValidationError as error:  # what was drawn does not go together with a setting of base
+            result = result.model_copy(update={"state": "failed", "error": m.first_problem(error)})
+        except MISTAKES as error:  # of ours: a trial that never ended would be waited for
+            workflow.logger.exception("%s failed", result.run_id)
+            result = result.model_copy(update={"state": "failed", "error": f"{type(error).__name__}: {error}"})
         board.end(result)
         return result
+
+    async def _train(self, trial: Planned, rung: rungs.Rung | None) -> m.BertFineTuneResult:
+        return await training.train(self.request_of(trial, rung), bool(self.board.state.on_gpus))
 
     def drawn(self, seed: int, first: int, until: int) -> list[Values]:
         """The values of some trials of a random sweep, by their numbers; fewer where the space has no others."""
@@ -134,8 +144,7 @@ class Sweep(Controls):
 
     async def go_on_as_new(self, under_way: Collection[asyncio.Task[Any]], climbing: Callable[[], m.RungState] | None = None) -> None:
         """A new run with a short history, when the trials under way have ended; a ladder says then where on it it is."""
-        if under_way:
-            await workflow.wait(under_way)
+        await results_of(under_way)
         await self.keep_record(at_least=1)
         await workflow.wait_condition(workflow.all_handlers_finished)
         state = self.board.state.model_copy(update={"climbing": climbing() if climbing else None})
@@ -166,10 +175,3 @@ def trial_result(trial: Planned, found: m.BertFineTuneResult) -> m.TrialResult:
         same_as=found.same_as,
         host=found.host,
     )
-
-
-def first_words(error: BaseException) -> str:
-    """The sentence at the bottom of a chain of Temporal's errors."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error.message if isinstance(error, ApplicationError) else str(error)
