@@ -19,8 +19,15 @@ from bert_train_parallel.launching.plan import LaunchRequest
 from bert_train_parallel.run_files import RunFiles, store_stem
 from bert_train_parallel.sweeps import launches, outcomes
 from bert_train_parallel.sweeps.folder import SharedFolder
-from bert_train_parallel.sweeps.messages import BertEvalRequest, BertEvalResult, BertInferenceRequest, BertInferenceResult
-from bert_train_parallel.sweeps.trials import TRAINER, home_of, store_key
+from bert_train_parallel.sweeps.messages import (
+    BertEvalRequest,
+    BertEvalResult,
+    BertFineTuneRequest,
+    BertInferenceRequest,
+    BertInferenceResult,
+    DatasetSnapshotResult,
+)
+from bert_train_parallel.sweeps.trials import TRAINER, asked_before, home_of, store_key
 
 Tick = Callable[[], None]
 _PREDICT = (sys.executable, "-P", "-c", "import sys; from bert_train_parallel.predict.cli import main; sys.exit(main())")
@@ -57,7 +64,7 @@ async def evaluate(request: BertEvalRequest, folder: SharedFolder, tick: Tick) -
     if request.run_id is None:
         raise BadRun("run_id is missing: it says which run's model is to be measured.")
     files = _model_of(folder, request.run_id, request.model_path)
-    result = _result(files)
+    asked = _asked(folder, request.run_id) or _asked(folder, files.folder.name)
     split = _SPLITS.get(request.split, request.split)
     with Store.open(await _store(request, files, folder, tick)) as store:
         samples = store.samples(split)
@@ -72,7 +79,7 @@ async def evaluate(request: BertEvalRequest, folder: SharedFolder, tick: Tick) -
     figures = _figures([found["prediction"] for found in predictions], truth, names)
     return BertEvalResult(
         run_id=request.run_id,
-        dataset_name=request.dataset_name or result.get("settings", {}).get("dataset") or files.stem,
+        dataset_name=request.dataset_name or (asked.config.dataset_name if asked else files.stem),
         dataset_config_name=request.dataset_config_name,
         split=request.split,
         num_examples=len(chosen),
@@ -100,7 +107,7 @@ async def _store(request: BertEvalRequest, files: RunFiles, folder: SharedFolder
         if own is None:
             raise BadRun(f"{files.folder} has no store; name the data set to measure the model by.")
         return own
-    config = TrainConfig.model_validate(json.loads((files.folder / "settings.json").read_text(encoding="utf-8")))
+    config = reading_of(files, snapshot, folder)
     place = folder.inside(snapshot.snapshot_path)
     given = {f"{split}_file": str(place / snapshot.files[split]) for split in ("validation", "test") if split in snapshot.files}
     config = config.model_copy(update=given)
@@ -112,6 +119,27 @@ async def _store(request: BertEvalRequest, files: RunFiles, folder: SharedFolder
         source = str(place / snapshot.files["train"])
         await _run((*TRAINER, source, "--preponly", "--config", str(settings), "--output_dir", str(store.parent)), files.folder, tick)
     return store
+
+
+def reading_of(files: RunFiles, snapshot: DatasetSnapshotResult, folder: SharedFolder) -> TrainConfig:
+    """How other data is read for a run's model: with the columns that its training named, unless this data is known to lack them."""
+    asked = _asked(folder, files.folder.name)
+    if asked is None:
+        config = TrainConfig.model_validate(json.loads((files.folder / "settings.json").read_text(encoding="utf-8")))
+    else:
+        config = asked.config.train_config()
+    columns = {name for name in (config.text, config.text_pair, config.label) if name}
+    lacks = snapshot.dataset_schema is not None and not columns <= snapshot.dataset_schema.keys()
+    unnamed = {"text": None, "text_pair": None, "label": None} if lacks else {}
+    return config.model_copy(update={"validation_file": None, "test_file": None, "dataset_config": None} | unnamed)
+
+
+def _asked(folder: SharedFolder, run_id: str) -> BertFineTuneRequest | None:
+    """What a run was asked; None where that was not written down, as for a training that no sweep began."""
+    try:
+        return asked_before(folder, run_id)[1]
+    except OSError:
+        return None
 
 
 async def _predictions(

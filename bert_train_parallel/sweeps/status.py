@@ -81,10 +81,7 @@ def export_now(folder: Path, experiment_id: str, with_client: WithClient) -> str
     """Write out a sweep as it is now; gives the path of its page or table."""
     shared = SharedFolder(folder.resolve())
     done = results.read_result(folder / experiment_id)
-    if done:
-        request = m.ExportRequest(request=done[0], result=done[1])
-    else:
-        request = with_client(lambda client: _so_far(client, experiment_id))
+    request = m.ExportRequest(request=done[0], result=done[1]) if done else with_client(lambda client: _so_far(client, experiment_id))
     return str(folder / asyncio.run(results.export(request, shared, lambda: None, is_over=done is not None)))
 
 

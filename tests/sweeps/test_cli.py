@@ -109,6 +109,7 @@ def test_a_mistake_in_the_words_is_one_line(
         ({"base": BASE}, "Type bert_sweep run "),
         ({"configs": []}, "configs: should have at least 1 item, not 0."),
         ({"configs": 3}, "configs: 3: should be a valid list"),
+        ({"configs": [BASE | {"evaluation_config": {"run_id": "a"}}] * 2}, "configs: two of them have the run_id a"),
     ],
 )
 def test_a_mistake_in_a_file_of_configurations_is_one_line(

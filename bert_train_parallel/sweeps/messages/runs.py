@@ -250,13 +250,18 @@ class CoordinatorWorkflowConfig(Message):
     evaluation_config: BertEvalRequest = BertEvalRequest()
     launch: LaunchSettings = LaunchSettings()
 
+    @property
+    def named(self) -> str | None:
+        """The run id that it names, in whichever of its parts; None where it names none."""
+        return self.run_id or self.fine_tune_config.run_id or self.evaluation_config.run_id
+
 
 class CoordinatorWorkflowInput(Message):
     configs: list[CoordinatorWorkflowConfig] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
-        named = [config.run_id or config.fine_tune_config.run_id for config in self.configs]
+        named = [config.named for config in self.configs]
         twice = next((name for number, name in enumerate(named) if name and name in named[:number]), None)
         if twice:
             raise ValueError(f"configs: two of them have the run_id {twice}")
