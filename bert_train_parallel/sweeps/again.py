@@ -17,7 +17,7 @@ from bert_train_parallel.errors import BadRun, LaunchFailed
 from bert_train_parallel.run_files import RunFiles
 from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps import views
-from bert_train_parallel.sweeps.folder import SharedFolder
+from bert_train_parallel.sweeps.folder import SharedFolder, is_trial_of
 from bert_train_parallel.sweeps.snapshots import check_snapshot
 from bert_train_parallel.sweeps.trials import TrialProgress, Trials, TryAgain, asked_before, home_of
 from bert_train_parallel.sweeps.watching import workflow_id
@@ -35,8 +35,7 @@ async def asked_for(client: Client, experiment_id: str) -> list[m.BertFineTuneRe
 
 def written_down(folder: SharedFolder, experiment_id: str) -> list[m.BertFineTuneRequest]:
     """The same, as the runs' folders say it."""
-    found = sorted(folder.run(experiment_id).parent.glob(f"{experiment_id}-*/asked.json"))
-    return [asked_before(folder, path.parent.name)[1] for path in found]
+    return [asked_before(folder, place.name)[1] for place in folder.trials_of(experiment_id) if (place / "asked.json").is_file()]
 
 
 async def _launches(client: Client, history: WorkflowHistory) -> list[m.BertFineTuneRequest]:
@@ -136,9 +135,11 @@ def run_named(asked: Sequence[m.BertFineTuneRequest], experiment_id: str, number
     Raises:
         BadRun: there is no such trial.
     """
+    if not any(is_trial_of(request.run_id, experiment_id) for request in asked):
+        raise BadRun(f"There is no sweep {experiment_id} of which a trial has begun. bert_sweep status lists them.")
     if number is None:
         if best is None:
-            raise BadRun("The sweep has no best trial yet; name one by its number.")
+            raise BadRun(f"The sweep {experiment_id} has not ended, so it has no best trial yet; name one by its number.")
         return best
     name = re.compile(rf"{re.escape(experiment_id)}-t{number:04d}(-r\d+)?")
     found = [request for request in asked if name.fullmatch(request.run_id)]

@@ -71,19 +71,20 @@ def _stopped(exit_code: int) -> int:
 
 
 def _with_dashes(argv: Sequence[str]) -> list[str]:
-    """Subcommands and flags in either spelling.
+    """Subcommands and flags in either spelling; what follows a bare `--` is no flag.
 
-    >>> _with_dashes(["set_budget", "mine", "2", "--output-dir=out"])
-    ['set-budget', 'mine', '2', '--output_dir=out']
+    >>> _with_dashes(["set_budget", "mine", "2", "--output-dir=out", "--", "--a-text"])
+    ['set-budget', 'mine', '2', '--output_dir=out', '--', '--a-text']
     """
     words = []
-    for place, word in enumerate(argv):
+    end = list(argv).index("--") if "--" in argv else len(argv)
+    for place, word in enumerate(argv[:end]):
         name, equals, value = word.partition("=")
         is_command = place == 0 and not word.startswith("-")
         words.append(
             word.replace("_", "-") if is_command else f"--{name[2:].replace('-', '_')}{equals}{value}" if word[:2] == "--" else word
         )
-    return words
+    return [*words, *argv[end:]]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -145,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     command(
         "infer",
         _infer,
-        ("run", {"metavar": "RUN", "help": "a run id"}),
+        ("run", {"type": _run_id, "metavar": "RUN", "help": "a run id"}),
         ("texts", {"metavar": "TEXT", "nargs": "+"}),
         own_server="infer takes the model from --output_dir, without a server; leave {} out.",
     )
@@ -285,7 +286,7 @@ def _infer(arguments: argparse.Namespace) -> None:
     from bert_train_parallel.sweeps.messages import BertInferenceRequest
 
     folder = SharedFolder(arguments.output_dir.resolve())
-    request = BertInferenceRequest(run_id=Path(arguments.run).name, texts=arguments.texts)
+    request = BertInferenceRequest(run_id=arguments.run, texts=arguments.texts)
     found = asyncio.run(infer(request, folder, lambda: None))
     labels = found.label_names or [""] * len(found.texts)
     for text, label, confidence in zip(found.texts, labels, found.confidences, strict=True):
@@ -324,6 +325,8 @@ def _with_client(arguments: argparse.Namespace, body: Callable[[Client], Awaitab
                 ) from None
             if not found:
                 raise
+            if getattr(arguments, "id", None) and not (arguments.output_dir / arguments.id / "request.json").is_file():
+                raise BadRun(f"There is no sweep {arguments.id} in {arguments.output_dir}. bert_sweep status lists them.") from None
             raise Unreachable(
                 f"The server of {arguments.output_dir} does not run. "
                 "bert_sweep run FILE goes on with a sweep; bert_sweep server runs it alone."
@@ -342,6 +345,18 @@ def _name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
         raise argparse.ArgumentTypeError(f"{text!r} is not the name of a sweep; bert_sweep status lists them")
     return text
+
+
+def _run_id(text: str) -> str:
+    """A run's name, or the last part of its folder's path.
+
+    >>> _run_id("bert_sweeps/bert_runs/mine-t0003/")
+    'mine-t0003'
+    """
+    name = Path(text).name
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise argparse.ArgumentTypeError(f"{text!r} is not the name of a run; the leaderboard of a sweep has them, such as mine-t0003")
+    return name
 
 
 def _whole(least: int) -> Callable[[str], int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,14 @@ from bert_train_parallel.errors import BadSetting
 from bert_train_parallel.run_files import RunFiles
 
 RUNS, SNAPSHOTS, STORES, HISTORIES = "bert_runs", "data_snapshots", "data_stores", "histories"
+
+
+def is_trial_of(run_id: str, experiment_id: str) -> bool:
+    """
+    >>> is_trial_of("a-t0001-r2", "a"), is_trial_of("a-random0001", "a"), is_trial_of("a-two-t0001", "a"), is_trial_of("a-t0001", "A")
+    (True, True, False, False)
+    """
+    return bool(re.fullmatch(re.escape(experiment_id) + r"-(t|random)\d{4,}(-r\d+)?", run_id))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +49,10 @@ class SharedFolder:
 
     def run(self, run_id: str) -> Path:
         return self.root / RUNS / run_id
+
+    def trials_of(self, experiment_id: str) -> list[Path]:
+        """The folders of a sweep's trials, and of no other whose name begins like its own."""
+        return [place for place in sorted((self.root / RUNS).glob(f"{experiment_id}-*")) if is_trial_of(place.name, experiment_id)]
 
     def asked(self, run_id: str) -> Path:
         """Says what a run was asked."""

@@ -103,7 +103,7 @@ async def _run(request: m.SweepRequest, folder: Path) -> m.SweepResult:
         try:
             result = await watching.follow(here.client, request.experiment_id, here.page)
         except BertTrainParallelError:
-            if not any(shared.run(request.experiment_id).parent.glob(f"{request.experiment_id}-t*")):
+            if not shared.trials_of(request.experiment_id):
                 (place / REQUEST).unlink()  # it failed before any trial: its file may be mended, and run again
             raise
     if read_result(place) is None:  # the history has it, and someone removed the folder
@@ -128,8 +128,7 @@ async def hand_over(client: Client, request: m.SweepRequest, folder: Path) -> st
     """
     name, place = request.experiment_id, SharedFolder(folder).sweep(request.experiment_id)
     status = await watching.status_of(watching.sweep_handle(client, name))
-    has_run = any(SharedFolder(folder).run(name).parent.glob(f"{name}-t*"))
-    if status not in (None, watching.RUNNING, watching.COMPLETED) and not has_run:
+    if status not in (None, watching.RUNNING, watching.COMPLETED) and not SharedFolder(folder).trials_of(name):
         (place / REQUEST).unlink(missing_ok=True)  # it failed before any trial: its file may be mended
     _known(request, folder)
     await start(client, request)

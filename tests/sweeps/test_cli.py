@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from bert_train_parallel.sweeps.cli import _parser, main
+from bert_train_parallel.sweeps.cli import _parser, _with_dashes, main
+from bert_train_parallel.sweeps.folder import SharedFolder
 from bert_train_parallel.sweeps.messages import BertFineTuneConfig, CoordinatorWorkflowInput, SweepRequest
 from bert_train_parallel.sweeps.requests import notes_on, notes_on_configurations, read_configurations, read_sweep
 
@@ -88,12 +89,19 @@ def test_a_mistake_in_a_file_is_one_line_that_names_file_and_field(
         (["coordinate", "a.json", "--namespace", "n"], "leave --namespace n out"),
         (["server", "--address", "h:1"], "--ip lets other machines reach it"),
         (["infer", "mine", "text", "--address", "h:1"], "without a server; leave --address h:1 out"),
+        (["infer", "a b", "text"], "'a b' is not the name of a run"),
+        (["infer", "", "text"], "'' is not the name of a run"),
+        (["status", "nosuch"], "There is no sweep nosuch in bert_sweeps."),
+        (["pause", "nosuch"], "There is no sweep nosuch in bert_sweeps."),
     ],
 )
 def test_a_mistake_in_the_words_is_one_line(
     arguments: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    if "no sweep" in words:  # where others were run, by a server that is down
+        (tmp_path / "bert_sweeps").mkdir()
+        (tmp_path / "bert_sweeps" / "server.json").write_text(json.dumps({"grpc": "127.0.0.1:9"}))
     if "No Temporal" in words:
         arguments = [*arguments, "--address", "127.0.0.1:9"]
     assert main(arguments) == 2
@@ -168,6 +176,19 @@ def test_the_command_ends_without_the_finalisation_that_threads_of_temporal_abor
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert "There is no sweep nobody" in done.stderr
+
+
+def test_a_text_that_looks_like_a_flag_stays_as_it_is() -> None:
+    words = _with_dashes(["infer", "mine", "--output-dir=out", "--", "--sad-gloomy table", "-x_y"])
+    assert _parser().parse_args(words).texts == ["--sad-gloomy table", "-x_y"]
+
+
+def test_a_sweep_that_failed_before_any_trial_is_told_from_one_whose_name_begins_alike(tmp_path: Path) -> None:
+    for name in ("a-two-t0000", "a-t0b", "a-tt0000"):
+        (tmp_path / "bert_runs" / name).mkdir(parents=True)
+    assert SharedFolder(tmp_path).trials_of("a") == []
+    (tmp_path / "bert_runs" / "a-t12345-r1").mkdir()
+    assert [place.name for place in SharedFolder(tmp_path).trials_of("a")] == ["a-t12345-r1"]
 
 
 def test_data_is_looked_for_beside_the_file(tmp_path: Path) -> None:

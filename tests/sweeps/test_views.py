@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from bert_train_parallel.errors import BadRun
 from bert_train_parallel.sweeps import again
 from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps.results import as_csv, leaderboard_rows, ordered
@@ -85,8 +86,12 @@ def test_a_trial_is_repeated_with_all_that_it_went_on_from() -> None:
     ]
     run_id = again.run_named(asked, "a", 1, None)
     assert [request.run_id for request in again.chain_of(asked, run_id)] == ["a-t0001-r0", "a-t0001-r1"]
-    with pytest.raises(Exception, match="no trial 7"):
+    with pytest.raises(BadRun, match="no trial 7"):
         again.run_named(asked, "a", 7, None)
+    with pytest.raises(BadRun, match="name one by its number"):
+        again.run_named(asked, "a", None, None)
+    with pytest.raises(BadRun, match="There is no sweep nosuch"):
+        again.run_named(asked, "nosuch", None, None)
 
 
 def test_a_trial_of_a_sweep_with_random_in_its_name_is_found() -> None:
