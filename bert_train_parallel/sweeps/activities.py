@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import TypeVar
 
 from temporalio import activity
 from temporalio.client import Client
-from temporalio.exceptions import ApplicationError
+from temporalio.exceptions import ApplicationError, TemporalError
 
 from bert_train_parallel.errors import BertTrainParallelError, NotWritable, Unreachable
 from bert_train_parallel.sweeps import fleet
 from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps.folder import SharedFolder
+from bert_train_parallel.sweeps.outcomes import MOST_FAILURES
 from bert_train_parallel.sweeps.reservations import Reservations, TooFewGpus
 from bert_train_parallel.sweeps.trials import Busy, Fenced, TrialProgress, Trials, TryAgain
 
@@ -40,6 +42,7 @@ class Activities:
         self._folder = folder
         self._client = client
         self._reservations = Reservations()
+        self._failures: Counter[tuple[str, str]] = Counter()  # of trials that came to no attempt, by workflow and run
         self._trials = trials or Trials(folder, worker, self._reservations, cores_each=cores_each)
 
     @activity.defn
@@ -73,8 +76,14 @@ class Activities:
             raise ApplicationError(str(error), type=type(error).__name__) from error
         except TooFewGpus as error:  # it was asked for when no node had any, or by an earlier version
             raise ApplicationError(str(error), type=type(error).__name__, next_retry_delay=ELSEWHERE) from error
-        except BertTrainParallelError as error:
-            raise _told(error) from error
+        except Exception as error:
+            told = _told(error)
+            if told.non_retryable:
+                raise told from error
+            # A lost worker is followed by any number of others: what a living one says again and again comes to an end.
+            self._failures[owner, request.run_id] += 1
+            is_last = self._failures[owner, request.run_id] >= MOST_FAILURES
+            raise ApplicationError(told.message, type=told.type, non_retryable=is_last, next_retry_delay=ELSEWHERE) from error
 
     @activity.defn
     async def evaluate_bert_model(self, request: m.BertEvalRequest) -> m.BertEvalResult:
@@ -206,8 +215,15 @@ async def _telling(work: Awaitable[Result]) -> Result:
         return await work
     except BertTrainParallelError as error:
         raise _told(error) from error
+    except (OSError, TemporalError):  # of a file system or a server: it may pass
+        raise
+    except Exception as error:
+        told = _told(error)
+        raise ApplicationError(told.message, type=told.type, non_retryable=activity.info().attempt >= MOST_FAILURES) from error
 
 
-def _told(error: BertTrainParallelError) -> ApplicationError:
-    """Our errors for Temporal: a mistake stays one however often it is tried; a full disk or a lost node may not."""
-    return ApplicationError(str(error), type=type(error).__name__, non_retryable=not isinstance(error, NotWritable | Unreachable))
+def _told(error: Exception) -> ApplicationError:
+    """An error for Temporal: a user's mistake stays one however often it is tried; a full disk, a lost node or a surprise may not."""
+    is_ours = isinstance(error, BertTrainParallelError)
+    words = str(error) if is_ours else f"{type(error).__name__}: {error}"
+    return ApplicationError(words, type=type(error).__name__, non_retryable=is_ours and not isinstance(error, NotWritable | Unreachable))

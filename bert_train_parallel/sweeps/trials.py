@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import os
 import secrets
 import sys
@@ -12,6 +13,8 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from bert_train_parallel.config import TrainConfig
 from bert_train_parallel.errors import BertTrainParallelError, LaunchFailed, NotWritable, Unreachable, not_writable
@@ -28,9 +31,12 @@ from bert_train_parallel.sweeps.messages import (
     DatasetSnapshotResult,
     Message,
     State,
+    first_problem,
 )
 from bert_train_parallel.sweeps.outcomes import Course, Verdict
 from bert_train_parallel.sweeps.reservations import Hold, Reservations, check_can_run, launch_environment, wait_for_gpus
+
+_log = logging.getLogger(__name__)
 
 TRAINER = (sys.executable, "-P", "-m", "bert_train_parallel")
 # how a source is read is a matter of its store: the trainer is given the store
@@ -140,12 +146,17 @@ class Trials:
         except asyncio.CancelledError:
             trial.lease.note(outcome="cancelled")
             raise
+        except Fenced:
+            raise
         except (Unreachable, LaunchFailed) as error:  # the launcher was killed, or a node did not come
             found = Verdict("killed" if isinstance(error, LaunchFailed) else "failed", str(error))
         except (NotWritable, _Hung) as error:
             found = Verdict("failed", str(error))
         except BertTrainParallelError as error:
             found = Verdict("failed", str(error), final=True)
+        except Exception as error:  # not foreseen: it counts as a failure, or it would be tried again for ever
+            _log.exception("%s failed", trial.home_id)
+            found = Verdict("failed", f"{type(error).__name__}: {error}")
         trial.look()
         trial.lease.note(outcome=found.outcome, error=found.words, final=found.final, **trial.steps())
         done = trial.finished() if found.outcome == "finished" else trial.hopeless()
@@ -348,7 +359,10 @@ def trainer_config(request: BertFineTuneRequest, folder: SharedFolder) -> TrainC
         if earlier is None:
             raise LaunchRefused(f"{request.from_run}, from which {request.run_id} is to go on, has no RESULT.")
         found["from_run"] = str(earlier.checkpoints)
-    return TrainConfig.model_validate(found)
+    try:
+        return TrainConfig.model_validate(found)
+    except ValidationError as error:
+        raise LaunchRefused(f"{request.run_id}: {first_problem(error)}") from None
 
 
 def store_key(config: TrainConfig, snapshot: DatasetSnapshotResult) -> str:

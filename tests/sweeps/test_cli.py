@@ -55,6 +55,10 @@ def test_every_example_is_a_file_that_can_be_run(kind: str, hub: bool, tmp_path:
         ({"base": BASE | {"launch": {"here_gpus": 2}}}, "base.launch: all trials of a sweep are launched alike; write launch beside base."),
         ({"base": BASE, "sampler": "grid", "space": {"seed": {"low": 0, "high": 10000}}}, "more than 10,000 combinations; num_trials"),
         ({"base": BASE, "metric": "loss", "direction": "maximize"}, "loss is to be minimized"),
+        (
+            {"base": {"fine_tune_config": BASE["fine_tune_config"] | {"task_type": "regression"}}, "metric": "accuracy"},
+            "metric: accuracy is not a figure of a regression; choose one of loss, mse, pearson, spearman",
+        ),
         ({"base": {"fine_tune_config": {"settings": {"warmup": 2}}}}, "base.fine_tune_config"),
         ({"base": {"fine_tune_config": {"settings": {"epochs": 2}}}}, "write it as num_epochs"),
         ({"base": {"fine_tune_config": {"settings": {"output_dir": "/"}}}}, "there is no such setting"),

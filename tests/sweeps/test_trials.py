@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from bert_train_parallel.sweeps import launches, lease, trials
@@ -111,6 +112,43 @@ def test_a_trial_of_its_own_fails_three_times_at_most(
     result = run(folder, ask())
     assert result.state == "failed"
     assert result.error.startswith("failed 3 times")
+
+
+def test_what_nobody_foresaw_counts_as_a_failure_of_the_trial(folder: SharedFolder, ask: Callable[..., m.BertFineTuneRequest]) -> None:
+    async def broken(*given: Any, **more: Any) -> Any:
+        raise KeyError("no such thing")
+
+    own = Trials(folder, "tester", launch=broken)
+    for _ in range(2):
+        with pytest.raises(TryAgain):
+            asyncio.run(own.run(ask(), lambda beat: None))
+    result = asyncio.run(own.run(ask(), lambda beat: None))
+    assert (result.state, result.error) == ("failed", "failed 3 times; the last time: KeyError: 'no such thing'")
+
+
+def test_a_trial_that_comes_to_no_attempt_is_given_up_after_three_errors(
+    folder: SharedFolder, ask: Callable[..., m.BertFineTuneRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*given: Any) -> Any:
+        raise KeyError("no such thing")
+
+    own = Trials(folder, "tester")
+    monkeypatch.setattr(own, "run", broken)
+    activities = Activities(folder, trials=own)
+
+    async def go(request: m.BertFineTuneRequest) -> bool:
+        with pytest.raises(ApplicationError, match="KeyError: 'no such thing'") as error:
+            await ActivityEnvironment().run(activities.fine_tune_bert, request)
+        return error.value.non_retryable
+
+    requests = [ask(run_id) for run_id in ("one", "one", "other", "one")]
+    assert [asyncio.run(go(request)) for request in requests] == [False, False, False, True]
+
+
+def test_a_metric_that_the_task_has_not_is_refused_in_words(folder: SharedFolder, ask: Callable[..., m.BertFineTuneRequest]) -> None:
+    config = m.BertFineTuneConfig(dataset_name="leanings.csv", use_gpu=False, task_type="regression")
+    with pytest.raises(trials.LaunchRefused, match="mine: --metric accuracy is not a figure of a regression"):
+        run(folder, ask(config=config))
 
 
 def test_a_trial_that_is_killed_goes_on_and_gives_up_when_it_never_gets_further(

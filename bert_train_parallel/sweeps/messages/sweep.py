@@ -7,6 +7,7 @@ from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from bert_train_parallel.config import METRICS
 from bert_train_parallel.sweeps.draw import Values, grid
 from bert_train_parallel.sweeps.folder import HISTORIES, RUNS, SNAPSHOTS, STORES
 from bert_train_parallel.sweeps.messages.base import MOST_AT_ONCE, Message, Metric, RunId, State
@@ -139,6 +140,9 @@ class SweepRequest(Message):
             raise ValueError(
                 "direction: accuracy, which is compared where no metric is named, is to be maximized; name loss or mse as metric"
             )
+        task = self.base.fine_tune_config.task_type
+        if self.metric and task != "auto" and self.metric not in METRICS[task]:
+            raise ValueError(f"metric: {self.metric} is not a figure of a {task}; choose one of {', '.join(METRICS[task])}")
         if self.ladder is None:
             if self.approval or self.compare:
                 raise ValueError(f"{'approval' if self.approval else 'compare'}: only a sweep with a ladder has rungs")
