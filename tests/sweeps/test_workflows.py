@@ -443,6 +443,24 @@ def test_configurations_are_evaluated_as_their_training_ends_and_told_in_their_o
     assert [result.dataset_name for result in results] == ["data/leanings.csv"] * 3
 
 
+@pytest.mark.parametrize("name", ["my runs", "-" * 120, "läufe/2", "x" * 94 + "-.-."])
+def test_a_run_without_a_name_gets_one_that_a_folder_may_have(server: str, simulated: Simulated, name: str) -> None:
+    config = m.BertFineTuneConfig(dataset_name="leanings.csv")
+
+    async def go() -> tuple[m.BertFineTuneResult, list[m.BertEvalResult]]:
+        async with served(server, simulated, workflow_failure_exception_types=[]) as client:
+            given, unique = m.CoordinatorWorkflowInput(configs=[m.CoordinatorWorkflowConfig(fine_tune_config=config)]), uuid.uuid4()
+            coordinated = CoordinatorWorkflow.run, given
+            found = await client.execute_workflow(*coordinated, id=f"{unique}{name}", task_queue=m.EVAL_QUEUE)
+            run = CheckpointedBertTrainingWorkflow.run
+            return await client.execute_workflow(run, config, id=f"{name}{unique}", task_queue=m.TRAINING_QUEUE), found
+
+    trained, evaluated = asyncio.run(asyncio.wait_for(go(), 20))
+    assert (trained.state, evaluated[0].error) == ("finished", "")
+    assert trained.run_id.startswith("bert-")
+    assert len({request.run_id for request in simulated.asked}) == 2
+
+
 def test_a_training_tells_its_newest_checkpoint_while_it_runs_and_afterwards(server: str, simulated: Simulated) -> None:
     seen: list[m.CheckpointInfo | None] = []
     go_on = asyncio.Event()

@@ -26,9 +26,11 @@ from bert_train_parallel.sweeps.messages.base import (
     counted,
     gpu_queue,
     node_queue,
+    run_id_of,
 )
 from bert_train_parallel.sweeps.messages.mistakes import (
     first_problem,
+    fitting_name,
 )
 from bert_train_parallel.sweeps.messages.runs import (
     BertEvalRequest,
@@ -112,6 +114,8 @@ __all__ = [
     "TrialValues",
     "counted",
     "first_problem",
+    "fitting_name",
     "gpu_queue",
     "node_queue",
+    "run_id_of",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
@@ -13,6 +14,15 @@ MOST_AT_ONCE = 1000  # trials of a sweep
 RunId = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]  # a folder's name, never a path
 Metric = Literal["accuracy", "macro_f1", "weighted_f1", "mcc", "loss", "pearson", "spearman", "mse"]
 State = Literal["finished", "failed", "nan", "oom", "stopped"]
+
+
+def run_id_of(workflow_id: str) -> str:
+    """The name of a run that was given none: that of its workflow, as far as a folder may be called so.
+
+    >>> run_id_of("bert-my runs-0"), run_id_of("../" + "long " * 40)[:16]
+    ('bert-my-runs-0', 'long-long-long-l')
+    """
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", workflow_id)[-100:].lstrip("._-") or "run"
 
 
 def node_queue(host: str) -> str:

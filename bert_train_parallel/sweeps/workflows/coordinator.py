@@ -23,7 +23,7 @@ class CoordinatorWorkflow:
         return await results_of(tasks)
 
     async def _train_and_evaluate(self, config: m.CoordinatorWorkflowConfig, number: int) -> m.BertEvalResult:
-        run_id, evaluation = normalised(config, f"{workflow.info().workflow_id}-{number}"[-100:])
+        run_id, evaluation = normalised(config, m.run_id_of(f"{workflow.info().workflow_id}-{number}"))
         request = m.BertFineTuneRequest(
             run_id=run_id,
             config=config.fine_tune_config,

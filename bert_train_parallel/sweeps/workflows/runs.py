@@ -30,7 +30,7 @@ class CheckpointedBertTrainingWorkflow:
     @workflow.run
     async def run(self, request: m.BertFineTuneConfig | m.BertFineTuneRequest) -> m.BertFineTuneResult:
         if isinstance(request, m.BertFineTuneConfig):
-            run_id = request.run_id or f"bert-{workflow.info().workflow_id}"[:100]
+            run_id = request.run_id or m.run_id_of(f"bert-{workflow.info().workflow_id}"[:100])
             request = m.BertFineTuneRequest(run_id=run_id, config=request, signal_checkpoints=True)
         snapshot = request.dataset_snapshot or await training.take_snapshot(training.snapshot_request(request.config, request.run_id))
         on_gpus = (
