@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 
@@ -177,7 +178,11 @@ def grid_values(parameter: FloatRange | IntRange | Choice) -> list[Value]:
     if isinstance(parameter, IntRange):
         return list(range(parameter.low, parameter.high + 1, parameter.step))
     if parameter.num is None:
-        raise ValueError("a grid needs to know how many values to take: add num, or list the values")
+        ends = json.dumps({"low": parameter.low, "high": parameter.high, "log": parameter.log, "num": 5})
+        raise ValueError(
+            f"a grid needs to know how many values to take of this range: write {ends}, "
+            f'or {{"values": [{parameter.low:g}, {parameter.high:g}]}} for these two alone'
+        )
     steps = max(parameter.num - 1, 1)
     return list(dict.fromkeys(value_at(parameter, step / steps) for step in range(parameter.num)))
 

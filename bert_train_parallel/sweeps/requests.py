@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +21,7 @@ from bert_train_parallel.sweeps.messages import (
     LaunchSettings,
     SweepRequest,
     first_problem,
+    fitting_name,
 )
 from bert_train_parallel.sweeps.rungs import rungs_of
 
@@ -40,6 +42,9 @@ def read_sweep(path: Path) -> SweepRequest:
         raise BadSetting(f"{path} holds several configurations, and no sweep. Type bert_sweep coordinate {path}.")
     if "experiment_id" not in found:
         found["experiment_id"] = path.stem
+        if fitting_name(path.stem) != path.stem:
+            fitting = fitting_name(path.stem) or "mine"
+            raise BadSetting(f'{path}: the name of this file cannot be that of a sweep; write "experiment_id": "{fitting}" in it.')
     if found.get("so_far") is not None:
         raise BadSetting(f"{path}: so_far is not a setting of a sweep.")
     if isinstance(found.get("base"), dict):
@@ -129,7 +134,16 @@ def _read(path: Path, kind: str) -> dict[str, Any]:
         raise BadSetting(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(found, dict):
         raise BadSetting(f"{path} holds a {type(found).__name__}; an object is expected. `bert_sweep example {kind}` shows one.")
+    _check_finite(found, path)
     return found
+
+
+def _check_finite(found: Any, path: Path, place: str = "") -> None:
+    """Raises BadSetting for Infinity and NaN, which Python reads where JSON has no such number."""
+    if isinstance(found, float) and not math.isfinite(found):
+        raise BadSetting(f"{path}: {place}: {found} is no number; write one, or leave {place.rpartition('.')[2]} out.")
+    for name, value in found.items() if isinstance(found, dict) else enumerate(found) if isinstance(found, list) else ():
+        _check_finite(value, path, f"{place}.{name}" if place else str(name))
 
 
 def _place(config: Any, path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -47,7 +48,7 @@ def test_every_example_is_a_file_that_can_be_run(kind: str, hub: bool, tmp_path:
         ({"base": BASE, "experiment_id": "../elsewhere"}, "experiment_id"),
         ({"base": BASE, "experiment_id": "bert_runs"}, "a folder that all sweeps share"),
         ({"base": BASE, "space": {"learning_rate": [1e-3, 1e-5]}}, "space"),
-        ({"base": BASE, "sampler": "grid"}, "learning_rate: a grid needs to know how many"),
+        ({"base": BASE, "sampler": "grid"}, 'or {"values": [1e-05, 5e-05]} for these two alone'),
         ({"base": BASE, "sampler": "grid", "ladder": {}}, "a ladder begins new trials on later rungs"),
         ({"base": BASE, "approval": True}, "only a sweep with a ladder has rungs"),
         ({"base": BASE, "ladder": {}, "space": {"epochs": [1, 2]}}, "epochs is what the rungs of a ladder decide"),
@@ -59,7 +60,17 @@ def test_every_example_is_a_file_that_can_be_run(kind: str, hub: bool, tmp_path:
             {"base": {"fine_tune_config": BASE["fine_tune_config"] | {"task_type": "regression"}}, "metric": "accuracy"},
             "metric: accuracy is not a figure of a regression; choose one of loss, mse, pearson, spearman",
         ),
-        ({"base": {"fine_tune_config": {"settings": {"warmup": 2}}}}, "base.fine_tune_config"),
+        ({"base": {"fine_tune_config": {"settings": {"warmup": 3}}}}, "base.fine_tune_config: settings.warmup 3: should be less than or"),
+        ({"base": {"fine_tune_config": {"num_epochs": 0}}}, "num_epochs: 0: should be greater than or equal to 1"),
+        ({"base": BASE, "space": {"learning_rate": [1e-3, 1e-5]}}, "space.learning_rate: low 0.001 is above high 1e-05; swap them"),
+        ({"base": BASE, "ladder": {"stages": 3}}, "ladder.stages: 3: should be a valid list"),
+        (
+            {"base": BASE, "experiment_id": "my sweep"},
+            "experiment_id: 'my sweep': letters, digits, dots, dashes and underscores are expected, such as 'my-sweep'",
+        ),
+        ({"base": BASE, "launch": {"max_hours": math.inf}}, "launch.max_hours: inf is no number; write one, or leave max_hours out."),
+        ({"base": BASE, "launch": {"max_hours": 1e300}}, "launch.max_hours: 1e+300: should be less than or equal to 1000000"),
+        ({"base": BASE, "budget_gpu_hours": math.inf}, "budget_gpu_hours: inf is no number"),
         ({"base": {"fine_tune_config": {"settings": {"epochs": 2}}}}, "write it as num_epochs"),
         ({"base": {"fine_tune_config": {"settings": {"output_dir": "/"}}}}, "there is no such setting"),
         ({"base": BASE, "launch": {"gpu_map": {"alpha": 0}}}, "launch.gpu_map.alpha"),
@@ -180,6 +191,13 @@ def test_the_command_ends_without_the_finalisation_that_threads_of_temporal_abor
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert "There is no sweep nobody" in done.stderr
+
+
+def test_a_file_whose_name_is_none_for_a_sweep_says_what_to_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "sw one.json"
+    path.write_text(json.dumps({"base": BASE}))
+    assert main(["run", str(path), "--output_dir", str(tmp_path / "out")]) == 2
+    assert 'write "experiment_id": "sw-one" in it.' in capsys.readouterr().err
 
 
 def test_a_text_that_looks_like_a_flag_stays_as_it_is() -> None:

@@ -21,9 +21,11 @@ def first_problem(error: ValidationError) -> str:
     num_trials: 'many': should be a valid integer
     """
     first = error.errors()[0]
-    tags = {"float", "int", "choice"}
-    place = ".".join(str(part) for part in first["loc"] if part not in tags or first["loc"][-1] == part)
+    tags = {"float", "int", "choice"}  # which pydantic puts after the name of what may be of several kinds
+    place = ".".join(str(part) for number, part in enumerate(first["loc"]) if not (number and part in tags))
     words = first_words(error)
+    if first["type"] == "string_pattern_mismatch":
+        words = f"letters, digits, dots, dashes and underscores are expected, such as {fitting_name(str(first['input'])) or 'mine'!r}"
     if first["type"] == "extra_forbidden":
         return f"{place} is not a setting of a sweep"
     if first["type"] == "missing":
@@ -35,4 +37,13 @@ def first_problem(error: ValidationError) -> str:
 def first_words(error: ValidationError) -> str:
     """The first mistake without what pydantic adds to it."""
     words = re.sub(r"^(Value error, |Input |(Tuple|List|Dictionary) (?=should have))", "", str(error.errors()[0]["msg"]))
-    return re.sub(r" after validation|, unable to parse string as an? \w+", "", words)
+    return re.sub(r" after validation|, unable to parse string as an? \w+", "", words).replace("valid tuple", "valid list")
+
+
+def fitting_name(text: str) -> str:
+    """A text with what a name of a run or sweep cannot have left out.
+
+    >>> fitting_name("sw one (2)"), fitting_name("mine")
+    ('sw-one-2', 'mine')
+    """
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")

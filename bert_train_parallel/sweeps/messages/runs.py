@@ -83,7 +83,10 @@ class BertFineTuneConfig(Message):
         try:
             self.train_config()
         except ValidationError as error:
-            raise ValueError(first_words(error)) from None
+            name = ".".join(map(str, error.errors()[0]["loc"]))
+            field = next((field for field, setting in _SETTING_OF.items() if setting == name), f"settings.{name}")
+            place = f"{field} {error.errors()[0]['input']!r}: " if name else ""
+            raise ValueError(place + first_words(error)) from None
         return self
 
     def train_config(self) -> TrainConfig:
@@ -134,9 +137,9 @@ class LaunchSettings(Message):
     here_gpus: int = Field(default=1, ge=1)  # processes on the one node, each with a GPU or, without GPUs, on the CPU
     gpu_map: dict[str, Annotated[int, Field(ge=1)]] | None = None  # node to processes; more than one: the whole fleet alone
     master_port: int = Field(default=29500, ge=1, le=65535)
-    grace_s: float = Field(default=10, ge=0)  # between asking a trial to stop and ending it
-    max_hours: float = Field(default=72, gt=0)  # of one attempt
-    no_progress_s: float = Field(default=3600, gt=0)  # without a step, epoch or checkpoint told: then the attempt has failed
+    grace_s: float = Field(default=10, ge=0, le=1e6)  # between asking a trial to stop and ending it
+    max_hours: float = Field(default=72, gt=0, le=1e6)  # of one attempt
+    no_progress_s: float = Field(default=3600, gt=0, le=1e9)  # without a step, epoch or checkpoint told: then the attempt has failed
 
     @property
     def gpus(self) -> int:

@@ -115,7 +115,7 @@ class SweepRequest(Message):
     ladder: Ladder | None = None
     metric: Metric | None = None
     direction: Literal["maximize", "minimize"] | None = None
-    budget_gpu_hours: float | None = Field(default=None, gt=0)
+    budget_gpu_hours: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     launch: LaunchSettings = LaunchSettings()
     approval: bool = False  # wait for `bert_sweep approve` between rungs
     compare: bool = False  # a ladder's winner against random trials at equal rows seen, on the test split
