@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import secrets
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -104,10 +105,10 @@ async def _train(request: m.BertFineTuneRequest, folder: SharedFolder) -> m.Bert
         if sys.stdout.isatty():
             print(f"\r{request.run_id}  {views.course(progress)}", end="", flush=True)
 
-    trials = Trials(folder, "again")
+    trials, owner = Trials(folder, "again"), f"again-{secrets.token_hex(8)}"  # of two commands at once, the second waits for the first
     while True:
         try:
-            result = await trials.run(request, show)
+            result = await trials.run(request, show, owner)
         except TryAgain as error:
             print(f"{request.run_id}: {error}; again", file=sys.stderr)
             continue

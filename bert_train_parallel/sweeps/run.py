@@ -97,6 +97,7 @@ async def _run(request: m.SweepRequest, folder: Path) -> m.SweepResult:
     each = max(cores() // request.max_concurrency, 1)  # of the file: the same for all trials, whatever set-concurrency says later
     async with local(folder, most_at_once(request), request.launch.grace_s + 5, each) as here:
         await start(here.client, request)
+        tell(await notes_on_others(here.client, request, each))
         if not (place / REQUEST).is_file():
             await _refuse_other(here.client, request, f"{place} is gone, but the history of {place.parent} has")
             write_json(place / REQUEST, request.model_dump(mode="json"))
@@ -109,6 +110,24 @@ async def _run(request: m.SweepRequest, folder: Path) -> m.SweepResult:
     if read_result(place) is None:  # the history has it, and someone removed the folder
         await export(m.ExportRequest(request=request, result=result), shared, lambda: None)
     return result
+
+
+async def notes_on_others(client: Client, request: m.SweepRequest, cores_each: int) -> list[str]:
+    """That other sweeps run trials on these cores: the number of a trial's threads stays as it is, for on it depend its last digits."""
+    if request.base.fine_tune_config.use_gpu and count_here():  # whose holders wait for each other
+        return []
+    kinds = ", ".join(f"'{kind.__name__}'" for kind in (SweepWorkflow, LadderSweepWorkflow))
+    try:
+        found = [one.id async for one in client.list_workflows(f"ExecutionStatus = 'Running' AND WorkflowType IN ({kinds})")]
+    except RPCError:  # it is a note: a server that does not answer is told elsewhere
+        return []
+    others = sorted(one.removeprefix("bert-sweep-") for one in found if one != watching.workflow_id(request.experiment_id))
+    if not others:
+        return []
+    words = (
+        f"{', '.join(others)} {'is' if len(others) == 1 else 'are'} under way in this folder too: each trial here takes {cores_each} of "
+    )
+    return [f"{words}the {m.counted(cores(), 'core')} that all share, and is slower than alone; one sweep after the other takes no longer"]
 
 
 async def _refuse_other(client: Client, request: m.SweepRequest, who_has: str) -> None:

@@ -13,12 +13,13 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bert_train_parallel import processes
-from bert_train_parallel.errors import MissingPackage, Unreachable, not_writable
+from bert_train_parallel.errors import BadSetting, MissingPackage, Unreachable, not_writable
 from bert_train_parallel.launching.ports import free_port
 from bert_train_parallel.run_files import write_json
 
@@ -169,15 +170,15 @@ async def connect(address: str | None = None, namespace: str | None = None, is_e
         is_embedded: a folder's own server, which has neither TLS nor keys, whatever the environment says of others.
     Raises:
         Unreachable: nothing answers there.
+        BadSetting: Temporal's environment or configuration file cannot be read; the sentence names the variable.
         MissingPackage: Temporal is not installed.
     """
     try:
         from temporalio.client import Client
         from temporalio.contrib.pydantic import pydantic_data_converter
-        from temporalio.envconfig import ClientConfig
     except ImportError:
         raise MissingPackage(NEEDED) from None
-    config: dict[str, Any] = {} if is_embedded else dict(ClientConfig.load_client_connect_config())
+    config = {} if is_embedded else configured()
     config |= {"target_host": address} if address else {}
     config |= {"namespace": namespace} if namespace else {}
     config.setdefault("target_host", "localhost:7233")
@@ -188,6 +189,35 @@ async def connect(address: str | None = None, namespace: str | None = None, is_e
             f"No Temporal server answers at {config['target_host']}: {_reason(str(error))}. "
             "Start one with bert_sweep server, or name another with --address."
         ) from None
+
+
+def configured() -> dict[str, Any]:
+    """What Temporal's environment variables and configuration file say of a server.
+
+    Raises:
+        BadSetting: they cannot be read; the sentence names the variable.
+    """
+    from temporalio.envconfig import ClientConfig
+
+    try:
+        return dict(ClientConfig.load_client_connect_config())
+    except (RuntimeError, ValueError, OSError) as error:  # its own part, which is not Python, raises RuntimeError
+        raise BadSetting(f"{_unread(error, os.environ)}. Correct it, or unset it.") from None
+
+
+def _unread(error: Exception, environment: Mapping[str, str]) -> str:
+    """Which of Temporal's variables cannot be used, and why.
+
+    >>> _unread(RuntimeError("Profile 'mine' not found"), {"TEMPORAL_PROFILE": "mine"})
+    "TEMPORAL_PROFILE mine: Profile 'mine' not found"
+    """
+    file = error.filename if isinstance(error, OSError) else None
+    named = [name for name in sorted(environment) if name.startswith("TEMPORAL_") and (name in str(error) or environment[name] == file)]
+    name = named[0] if named else "TEMPORAL_PROFILE" if str(error).startswith("Profile") else "TEMPORAL_CONFIG_FILE"
+    value = f" {environment[name]}" if name in environment and name.endswith(("_PATH", "_FILE", "_PROFILE")) else ""  # others are secrets
+    lines = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]
+    words = error.strerror if isinstance(error, OSError) else ": ".join(dict.fromkeys((lines[0], lines[-1])))
+    return f"{name}{value}: {words}"
 
 
 def _reason(said: str) -> str:

@@ -12,10 +12,13 @@ from typing import Any
 import pytest
 
 from bert_train_parallel.sweeps import messages as m
+from bert_train_parallel.sweeps import run
 from bert_train_parallel.sweeps.cli import main
 from bert_train_parallel.sweeps.requests import read_configurations
 from bert_train_parallel.sweeps.server import EmbeddedServer, connect_when_ready, read_address
 from bert_train_parallel.sweeps.workflows import CoordinatorWorkflow
+
+from .simulated import sweep
 
 BASE = {"fine_tune_config": {"dataset_name": "leanings.csv", "use_gpu": False}}
 
@@ -56,6 +59,50 @@ def test_a_folders_server_is_reached_without_tls_and_key_and_keeps_its_histories
     embedded.stop()
     assert main(["pause", "nobody", *out]) == 2
     assert "No Temporal server answers at 127.0.0.1:9" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TEMPORAL_CONFIG_FILE", "bad.toml"),
+        ("TEMPORAL_PROFILE", "nosuch"),
+        ("TEMPORAL_TLS_CLIENT_CERT_PATH", "nowhere.pem"),
+    ],
+)
+def test_what_cannot_be_read_of_temporals_environment_is_one_line_that_names_the_variable(
+    name: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("bad.toml").write_text("this is [not toml")
+    monkeypatch.setenv("TEMPORAL_API_KEY", "secret")
+    monkeypatch.setenv(name, value)
+    assert main(["pause", "mine"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert f"{name} {value}: " in said
+    assert "secret" not in said
+
+
+def test_a_second_sweep_is_told_that_it_shares_its_cores(embedded: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "count_here", lambda: 0)
+
+    async def go() -> list[list[str]]:
+        client = await connect_when_ready(embedded)
+        notes = []
+        for request in (sweep(experiment_id="one"), sweep(experiment_id="two")):
+            await run.start(client, request)
+            notes.append(await run.notes_on_others(client, request, 1))
+        for _ in range(50):  # what runs is listed a moment after its start
+            if notes[-1]:
+                break
+            await asyncio.sleep(0.1)
+            notes[-1] = await run.notes_on_others(client, sweep(experiment_id="two"), 1)
+        return notes
+
+    first, second = asyncio.run(go())
+    assert first == []
+    assert len(second) == 1
+    assert second[0].startswith("one is under way in this folder too: each trial here takes 1 of the ")
 
 
 def test_a_sweep_is_handed_over_once_waits_for_a_worker_and_its_name_is_not_given_to_another(

@@ -17,7 +17,7 @@ import pytest
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
-from bert_train_parallel.sweeps import launches, lease, trials
+from bert_train_parallel.sweeps import again, launches, lease, trials
 from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps.activities import Activities
 from bert_train_parallel.sweeps.folder import SharedFolder
@@ -242,6 +242,19 @@ def test_two_trials_at_a_time_that_ask_for_the_same_are_trained_once(
     assert (elsewhere.state, elsewhere.score, elsewhere.same_as) == ("finished", first.score, None)
     assert len(lease.attempts(folder.run("one"))) == 1
     assert {beat.phase for beat in waiting} == {"waiting for the same in one"}
+
+
+def test_a_trial_that_is_repeated_twice_at_once_is_trained_once(
+    folder: SharedFolder, ask: Callable[..., m.BertFineTuneRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRETEND_STEP_S", "0.2")
+    request = ask("mine-again1", again=1)
+
+    async def twice() -> list[m.BertFineTuneResult]:
+        return list(await asyncio.gather(again._train(request, folder), again._train(request, folder)))
+
+    assert [result.state for result in asyncio.run(twice())] == ["finished"] * 2
+    assert len(lease.attempts(folder.run("mine-again1"))) == 1
 
 
 def test_a_trial_that_waits_for_the_same_can_be_cancelled_and_trains_it_when_the_other_is_stopped(
