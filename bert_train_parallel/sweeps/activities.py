@@ -53,6 +53,13 @@ class Activities:
         return await _in_thread(lambda: take_snapshot(request, self._folder))
 
     @activity.defn
+    async def check_dataset_snapshot(self, snapshot: m.DatasetSnapshotResult) -> None:
+        """See that a snapshot which a person named is there, whole and as it was."""
+        from bert_train_parallel.sweeps.snapshots import check_snapshot
+
+        await _in_thread(lambda: check_snapshot(snapshot, self._folder))
+
+    @activity.defn
     async def fine_tune_bert(self, request: m.BertFineTuneRequest) -> m.BertFineTuneResult:
         """Train one trial as a launch; a trial that fails for good is a result."""
         owner = activity.info().workflow_id or ""
@@ -148,6 +155,7 @@ class Activities:
         """All but those that need a node's GPUs."""
         return [
             self.create_dataset_snapshot,
+            self.check_dataset_snapshot,
             self.evaluate_bert_model,
             self.run_bert_inference,
             self.suggest_trials,

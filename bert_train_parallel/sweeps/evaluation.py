@@ -27,6 +27,7 @@ from bert_train_parallel.sweeps.messages import (
     BertInferenceResult,
     DatasetSnapshotResult,
 )
+from bert_train_parallel.sweeps.snapshots import files_of
 from bert_train_parallel.sweeps.trials import TRAINER, asked_before, home_of, store_key
 
 Tick = Callable[[], None]
@@ -108,16 +109,15 @@ async def _store(request: BertEvalRequest, files: RunFiles, folder: SharedFolder
             raise BadRun(f"{files.folder} has no store; name the data set to measure the model by.")
         return own
     config = reading_of(files, snapshot, folder)
-    place = folder.inside(snapshot.snapshot_path)
-    given = {f"{split}_file": str(place / snapshot.files[split]) for split in ("validation", "test") if split in snapshot.files}
-    config = config.model_copy(update=given)
-    store = folder.store(store_key(config, snapshot), store_stem(snapshot.files["train"]))
+    paths = files_of(snapshot, folder)
+    source = paths.pop("train")
+    config = config.model_copy(update={f"{split}_file": str(path) for split, path in paths.items()})
+    store = folder.store(store_key(config, snapshot), store_stem(source.name))
     if not store.is_file():
         store.parent.mkdir(parents=True, exist_ok=True)
         settings = store.with_suffix(".json")
         settings.write_text(config.model_dump_json(exclude_defaults=True), encoding="utf-8")
-        source = str(place / snapshot.files["train"])
-        await _run((*TRAINER, source, "--preponly", "--config", str(settings), "--output_dir", str(store.parent)), files.folder, tick)
+        await _run((*TRAINER, str(source), "--preponly", "--config", str(settings), "--output_dir", str(store.parent)), files.folder, tick)
     return store
 
 

@@ -69,7 +69,23 @@ def read_snapshot(place: Path) -> DatasetSnapshotResult | None:
         raise BadSource(f"{place / MANIFEST} cannot be read: {error}. Remove the folder to take the snapshot again.") from None
 
 
-def check_snapshot(snapshot: DatasetSnapshotResult, folder: SharedFolder) -> None:
+def files_of(snapshot: DatasetSnapshotResult, folder: SharedFolder) -> dict[str, Path]:
+    """The files of a snapshot by their split, as a person may have written it: none of them is elsewhere.
+
+    Raises:
+        BadSource: there is none for training, or a name that is none of a file in the snapshot's own folder.
+        BadSetting: one leads out of the folder of the sweep.
+    """
+    as_it_was = f"write files as {snapshot.snapshot_path}/{MANIFEST} has them, or leave dataset_snapshot out"
+    if "train" not in snapshot.files:
+        raise BadSource(f"the snapshot {snapshot.snapshot_id} names no file for train; {as_it_was}.")
+    for split, name in snapshot.files.items():
+        if split not in _SPLITS.values() or Path(name).name != name:
+            raise BadSource(f"the snapshot {snapshot.snapshot_id} names {name!r} for {split}, which is no file of its folder; {as_it_was}.")
+    return {split: folder.inside(f"{snapshot.snapshot_path}/{name}") for split, name in snapshot.files.items()}
+
+
+def check_snapshot(snapshot: DatasetSnapshotResult, folder: SharedFolder, tick: Tick = lambda: None) -> None:
     """See that a snapshot holds what it held.
 
     Raises:
@@ -77,11 +93,10 @@ def check_snapshot(snapshot: DatasetSnapshotResult, folder: SharedFolder) -> Non
     """
     place = folder.inside(snapshot.snapshot_path)
     digest = hashlib.sha256()
-    for split, name in sorted(snapshot.files.items()):
-        path = place / name
+    for split, path in sorted(files_of(snapshot, folder).items()):
         if not path.is_file():
             raise BadSource(f"{path} is missing: the snapshot {snapshot.snapshot_id} is not whole. Copy the folder back.")
-        _add_file(digest, split, path)
+        _add_file(digest, split, path, tick)
     if digest.hexdigest() != snapshot.data_hash:
         raise BadSource(f"{place} has changed since the snapshot was taken. Copy the folder back, or begin a new sweep.")
 
@@ -102,7 +117,7 @@ def _copied(
             files, counts, schema = _written_out(request, aside, tick)
         digest = hashlib.sha256()
         for split, path in sorted(files.items()):
-            _add_file(digest, split, path)
+            _add_file(digest, split, path, tick)
         yield files, counts, digest.hexdigest(), schema
 
 
@@ -176,8 +191,9 @@ def _with_labels(files: dict[str, Path], counts: dict[str, int]) -> dict[str, Pa
     return kept
 
 
-def _add_file(digest: hashlib._Hash, split: str, path: Path) -> None:
+def _add_file(digest: hashlib._Hash, split: str, path: Path, tick: Tick) -> None:
     digest.update(f"{split}/{path.stat().st_size}/".encode())
     with open(path, "rb") as file:
         while piece := file.read(_PIECE):
             digest.update(piece)
+            tick()

@@ -37,6 +37,22 @@ async def take_snapshot(request: m.DatasetSnapshotRequest) -> m.DatasetSnapshotR
     )
 
 
+async def snapshot_of(given: m.DatasetSnapshotResult | None, request: m.DatasetSnapshotRequest) -> m.DatasetSnapshotResult:
+    """The snapshot that a person named, when it has been looked at; else a new one."""
+    if given is None:
+        return await take_snapshot(request)
+    if workflow.patched("given-snapshots-are-checked"):
+        await workflow.execute_activity_method(
+            Activities.check_dataset_snapshot,
+            given,
+            task_queue=m.EVAL_QUEUE,
+            start_to_close_timeout=12 * HOUR,
+            heartbeat_timeout=HEARTBEAT,
+            retry_policy=SHORT,
+        )
+    return given
+
+
 def snapshot_request(config: m.BertFineTuneConfig, run_id: str) -> m.DatasetSnapshotRequest:
     return m.DatasetSnapshotRequest(
         run_id=run_id,

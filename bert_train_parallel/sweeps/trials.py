@@ -35,6 +35,7 @@ from bert_train_parallel.sweeps.messages import (
 )
 from bert_train_parallel.sweeps.outcomes import Course, Verdict
 from bert_train_parallel.sweeps.reservations import Hold, Reservations, check_can_run, launch_environment, wait_for_gpus
+from bert_train_parallel.sweeps.snapshots import files_of
 
 _log = logging.getLogger(__name__)
 
@@ -227,9 +228,9 @@ class _Trial:
         self.request = request
         self._folder, self._worker, self._beat = folder, worker, beat
         snapshot = request.dataset_snapshot
-        place = folder.inside(snapshot.snapshot_path)
-        self.source = place / snapshot.files["train"]
-        given = {f"{split}_file": str(place / snapshot.files[split]) for split in ("validation", "test") if split in snapshot.files}
+        files = files_of(snapshot, folder)
+        self.source = files.pop("train")
+        given = {f"{split}_file": str(path) for split, path in files.items()}
         self.source_config = request.config.train_config().model_copy(update={"validation_file": None, "test_file": None} | given)
         self.config = trainer_config(request, folder)
         stem = store_stem(self.source.name)

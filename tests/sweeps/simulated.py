@@ -9,9 +9,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from typing import Any
 
+from bert_train_parallel.errors import BadSource
 from bert_train_parallel.sweeps import history
 from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps.folder import SharedFolder
+from bert_train_parallel.sweeps.snapshots import check_snapshot
 
 _OFTEN = timedelta(seconds=0.2)
 BASE = {"fine_tune_config": {"dataset_name": "leanings.csv"}}
@@ -44,6 +46,7 @@ class Simulated:
     @property
     def all(self) -> list[Any]:
         from temporalio import activity
+        from temporalio.exceptions import ApplicationError
 
         @activity.defn
         async def create_dataset_snapshot(request: m.DatasetSnapshotRequest) -> m.DatasetSnapshotResult:
@@ -55,6 +58,13 @@ class Simulated:
                 snapshot_timestamp="",
                 snapshot_path="s",
             )
+
+        @activity.defn
+        async def check_dataset_snapshot(snapshot: m.DatasetSnapshotResult) -> None:
+            try:
+                check_snapshot(snapshot, self.folder)
+            except BadSource as error:
+                raise ApplicationError(str(error), type="BadSource", non_retryable=True) from None
 
         @activity.defn
         async def fine_tune_bert(request: m.BertFineTuneRequest) -> m.BertFineTuneResult:
@@ -112,6 +122,7 @@ class Simulated:
 
         return [
             create_dataset_snapshot,
+            check_dataset_snapshot,
             fine_tune_bert,
             evaluate_bert_model,
             suggest_trials,

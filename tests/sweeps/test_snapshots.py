@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
 from bert_train_parallel.errors import BadSetting, BadSource
+from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps.folder import SharedFolder
 from bert_train_parallel.sweeps.messages import DatasetSnapshotRequest, DatasetSnapshotResult
 from bert_train_parallel.sweeps.snapshots import check_snapshot, take_snapshot
+from bert_train_parallel.sweeps.trials import Trials
 
 ROWS = "text,label,source\nfine day,good,a\nbad luck,bad,b\n"
 
@@ -52,6 +55,30 @@ def test_a_snapshot_outlives_its_input_and_notices_a_change(tmp_path: Path) -> N
     (tmp_path / taken.snapshot_path / "leanings.csv").write_text(ROWS + "more,good,c\n")
     with pytest.raises(BadSource, match="has changed since"):
         check_snapshot(taken, SharedFolder(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({}, "names no file for train; write files as data_snapshots/"),
+        ({"train": "leanings.csv", "test": "../other.csv"}, "names '../other.csv' for test, which is no file of its folder"),
+        ({"train": "/elsewhere/cols.csv"}, "names '/elsewhere/cols.csv' for train"),
+        ({"train": "leanings.csv", "dev": "leanings.csv"}, "for dev"),
+        ({"train": "linked.csv"}, "leads out of"),
+    ],
+)
+def test_a_snapshot_that_a_person_wrote_down_names_files_of_its_own_folder_alone(tmp_path: Path, files: dict[str, str], words: str) -> None:
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    taken = snapshot(inner, ROWS)
+    (tmp_path / "other.csv").write_text(ROWS)
+    (inner / taken.snapshot_path / "linked.csv").symlink_to(tmp_path / "other.csv")
+    given, folder = taken.model_copy(update={"files": files}), SharedFolder(inner)
+    request = m.BertFineTuneRequest(run_id="mine", config=m.BertFineTuneConfig(use_gpu=False), dataset_snapshot=given)
+    for use in (lambda: check_snapshot(given, folder), lambda: asyncio.run(Trials(folder, "tester").run(request, lambda beat: None))):
+        with pytest.raises((BadSource, BadSetting)) as error:
+            use()
+        assert words in str(error.value)
 
 
 def test_nothing_is_left_where_the_input_cannot_be_read(tmp_path: Path) -> None:

@@ -13,9 +13,10 @@ from temporalio.client import WorkflowFailureError, WorkflowHandle, WorkflowUpda
 from bert_train_parallel.sweeps import board, history, training, watching
 from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps.draw import draw_random
+from bert_train_parallel.sweeps.snapshots import take_snapshot
 from bert_train_parallel.sweeps.workflows import CheckpointedBertTrainingWorkflow, CoordinatorWorkflow, LadderSweepWorkflow, SweepWorkflow
 
-from .simulated import Simulated, served, sweep
+from .simulated import BASE, Simulated, served, sweep
 
 Story = Callable[[WorkflowHandle[Any, m.SweepResult]], Awaitable[None]]
 
@@ -148,6 +149,24 @@ def test_a_mistake_of_ours_ends_a_trial_or_the_sweep_with_its_words(
     with pytest.raises(WorkflowFailureError) as error:
         asyncio.run(asyncio.wait_for(go(), 20))
     assert "no such folder" in str(watching.sentence_of(error.value))
+
+
+@pytest.mark.parametrize("change", ["", "more,good\n"])
+def test_a_snapshot_that_a_sweep_names_is_looked_at_before_its_first_trial(server: str, simulated: Simulated, change: str) -> None:
+    (simulated.folder.root / "leanings.csv").write_text("text,label\nfine,good\n")
+    asked = m.DatasetSnapshotRequest(run_id="mine", dataset_name=str(simulated.folder.root / "leanings.csv"))
+    taken = take_snapshot(asked, simulated.folder)
+    with open(simulated.folder.root / taken.snapshot_path / "leanings.csv", "a") as file:
+        file.write(change)
+    request = sweep(num_trials=2, base={**BASE, "dataset_snapshot": taken.model_dump()})
+    if not change:
+        assert run_sweep(server, simulated, request).states == {"finished": 2}
+        assert [one.dataset_snapshot for one in simulated.asked] == [taken, taken]
+        return
+    with pytest.raises(WorkflowFailureError) as error:
+        run_sweep(server, simulated, request)
+    assert "has changed since the snapshot was taken" in str(watching.sentence_of(error.value))
+    assert not simulated.asked
 
 
 def test_the_same_seed_gives_the_same_trials_whichever_ends_first(server: str, simulated: Simulated) -> None:

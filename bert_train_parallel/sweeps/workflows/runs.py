@@ -32,7 +32,7 @@ class CheckpointedBertTrainingWorkflow:
         if isinstance(request, m.BertFineTuneConfig):
             run_id = request.run_id or m.run_id_of(f"bert-{workflow.info().workflow_id}"[:100])
             request = m.BertFineTuneRequest(run_id=run_id, config=request, signal_checkpoints=True)
-        snapshot = request.dataset_snapshot or await training.take_snapshot(training.snapshot_request(request.config, request.run_id))
+        snapshot = await training.snapshot_of(request.dataset_snapshot, training.snapshot_request(request.config, request.run_id))
         on_gpus = (
             training.may_use_gpus(request.config, request.launch)
             and workflow.patched("trials-by-gpus")
@@ -51,11 +51,14 @@ class BertEvalWorkflow:
 
     @workflow.run
     async def run(self, request: m.BertEvalRequest) -> m.BertEvalResult:
-        if request.dataset_name and request.dataset_snapshot is None:
-            snapshot = await training.take_snapshot(
+        if request.dataset_name or request.dataset_snapshot:
+            snapshot = await training.snapshot_of(
+                request.dataset_snapshot,
                 m.DatasetSnapshotRequest(
-                    run_id=request.run_id or "evaluation", dataset_name=request.dataset_name, dataset_config=request.dataset_config_name
-                )
+                    run_id=request.run_id or "evaluation",
+                    dataset_name=request.dataset_name or "",
+                    dataset_config=request.dataset_config_name,
+                ),
             )
             request = request.model_copy(update={"dataset_snapshot": snapshot})
         return await training.evaluate(request)

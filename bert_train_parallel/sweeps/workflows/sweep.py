@@ -29,8 +29,8 @@ class Sweep(Controls):
         """See that there is a snapshot of the data."""
         request = self.board.request
         if self.board.state.snapshot is None:
-            snapshot = request.base.dataset_snapshot or await training.take_snapshot(
-                training.snapshot_request(request.base.fine_tune_config, request.experiment_id)
+            snapshot = await training.snapshot_of(
+                request.base.dataset_snapshot, training.snapshot_request(request.base.fine_tune_config, request.experiment_id)
             )
             self.board.update(snapshot=snapshot)
         config, launch = request.base.fine_tune_config, request.launch
