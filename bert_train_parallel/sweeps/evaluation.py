@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from bert_train_parallel.sweeps.messages import (
     BertInferenceResult,
     DatasetSnapshotResult,
 )
+from bert_train_parallel.sweeps.run_facts import baseline_accuracy, with_baseline
 from bert_train_parallel.sweeps.snapshots import files_of
 from bert_train_parallel.sweeps.trials import TRAINER, asked_before, home_of, store_key
 
@@ -38,9 +39,8 @@ _SPLITS = {"validation": "validate"}
 async def infer(request: BertInferenceRequest, folder: SharedFolder, tick: Tick) -> BertInferenceResult:
     """Labels for texts."""
     files = _model_of(folder, request.run_id)
-    if request.max_seq_length is not None:
-        raise BadRun(f"max_seq_length {request.max_seq_length}: a model reads as many tokens as in its training; leave it out.")
     result = _result(files)
+    check_length(request.max_seq_length, result)
     predictions = await _predictions(files, [(text,) for text in request.texts], request.use_gpu, tick)
     names = result["label_names"]
     if not names:
@@ -78,7 +78,7 @@ async def evaluate(request: BertEvalRequest, folder: SharedFolder, tick: Tick) -
     batch = ("--batch_size", str(request.batch_size)) if request.batch_size != BertEvalRequest().batch_size else ()
     predictions = await _predictions(files, texts, request.use_gpu, tick, batch)
     figures = _figures([found["prediction"] for found in predictions], truth, names)
-    return BertEvalResult(
+    found = BertEvalResult(
         run_id=request.run_id,
         dataset_name=request.dataset_name or (asked.config.dataset_name if asked else files.stem),
         dataset_config_name=request.dataset_config_name,
@@ -87,6 +87,7 @@ async def evaluate(request: BertEvalRequest, folder: SharedFolder, tick: Tick) -
         accuracy=figures.get("accuracy"),
         figures=figures,
     )
+    return with_baseline(found, baseline_accuracy(truth) if names else None)
 
 
 def _figures(predicted: Sequence[Any], truth: Any, names: Sequence[str]) -> dict[str, float]:
@@ -119,6 +120,13 @@ async def _store(request: BertEvalRequest, files: RunFiles, folder: SharedFolder
         settings.write_text(config.model_dump_json(exclude_defaults=True), encoding="utf-8")
         await _run((*TRAINER, str(source), "--preponly", "--config", str(settings), "--output_dir", str(store.parent)), files.folder, tick)
     return store
+
+
+def check_length(asked: int | None, result: Mapping[str, Any]) -> None:
+    """Raises BadRun for another number of tokens than that of the training, at which the model was never measured."""
+    trained = result["settings"]["sequence_len"]
+    if asked not in (None, trained):
+        raise BadRun(f"max_seq_length {asked}: this model was trained to read {trained} tokens and reads as many now; leave it out.")
 
 
 def reading_of(files: RunFiles, snapshot: DatasetSnapshotResult, folder: SharedFolder) -> TrainConfig:

@@ -15,6 +15,7 @@ from bert_train_parallel.progress import Event
 from bert_train_parallel.run_files import RunFiles
 from bert_train_parallel.sweeps import lease
 from bert_train_parallel.sweeps.messages import BertFineTuneRequest, BertFineTuneResult, CheckpointInfo, State
+from bert_train_parallel.sweeps.run_facts import facts_of
 
 MOST_FAILURES = 3  # of a trial's own
 MOST_KILLS = 10  # from outside, in a row and without a new checkpoint
@@ -125,6 +126,7 @@ def result_of(request: BertFineTuneRequest, files: RunFiles, course: Course) -> 
         host=next((attempt.host for attempt in reversed(found) if attempt.host), ""),
         inferred_task_type=result.get("task_type"),
         inferred_num_labels=len(result.get("label_names", ())) or None,
+        **facts_of(request, files, validated),
     )
 
 

@@ -218,10 +218,10 @@ class _Trial:
     """What is known of a trial: its places and its course so far."""
 
     def __init__(self, folder: SharedFolder, request: BertFineTuneRequest, worker: str, beat: Beat, owner: str) -> None:
-        if request.resume_from_checkpoint:
+        if request.resume_from_checkpoint and not is_of_run(request.resume_from_checkpoint, request.run_id, folder):
             raise LaunchRefused(
-                f"{request.run_id}: resume_from_checkpoint is not needed: a run goes on from its own newest checkpoint. "
-                "To go on from another run, name that one as from_run."
+                f"{request.run_id}: resume_from_checkpoint {request.resume_from_checkpoint} is of another run, and this one goes on from "
+                "its own newest checkpoint; to go on from another run's, name that run as from_run."
             )
         if request.dataset_snapshot is None:
             raise LaunchRefused(f"{request.run_id} has no snapshot of its data; it is made before a launch.")
@@ -469,6 +469,12 @@ def _write_once(path: Path, text: str) -> None:
         pass
     finally:
         aside.unlink()
+
+
+def is_of_run(checkpoint: str, run_id: str, folder: SharedFolder) -> bool:
+    """Whether a checkpoint's path, whole or from the shared folder, leads into the folder of a run, or of the run that is the same."""
+    place = (folder.root / checkpoint).resolve()
+    return any(place.is_relative_to(folder.run(one).resolve()) for one in (run_id, home_of(folder, run_id)))
 
 
 def home_of(folder: SharedFolder, run_id: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -15,7 +16,10 @@ from pathlib import Path
 import pytest
 
 from bert_train_parallel.processes import cores
+from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps.cli import main
+from bert_train_parallel.sweeps.evaluation import evaluate
+from bert_train_parallel.sweeps.folder import SharedFolder
 
 from .seen import leaderboard, left_over
 
@@ -36,6 +40,11 @@ def test_a_given_configuration_is_trained_evaluated_and_used(
     assert said[-2].startswith("mine  ")
     assert "accuracy" in said[-2]
     assert "16 samples of validation" in said[-2]
+    measured = asyncio.run(evaluate(m.BertEvalRequest(run_id="mine", use_gpu=False), SharedFolder(tmp_path / "out"), lambda: None))
+    assert measured.dataset_name == tuned["dataset_name"]
+    assert measured.baseline_accuracy is not None
+    assert 0.3 < measured.baseline_accuracy < 0.8
+    assert measured.improvement_vs_baseline == pytest.approx((measured.accuracy or 0) - measured.baseline_accuracy)
     assert said[-1].startswith("wrong  ")
     assert "tweet" in said[-1]
     found = json.loads(next((tmp_path / "out" / "bert_runs" / "mine").glob("*_RESULT.json")).read_text())
@@ -82,6 +91,11 @@ def test_a_ladder_of_the_same_seed_finds_the_same_and_goes_on_from_what_was_trai
     }
     threads = [json.loads(path.read_text())["world"]["threads"] for path in one.glob("bert_runs/*/*_RESULT.json")]
     assert threads == [int(os.environ.get("OMP_NUM_THREADS", max(cores() // 2, 1)))] * len(rows)  # two trials at a time
+    best = json.loads((one / "mine" / "RESULT.json").read_text())["result"]["leaderboard"][0]
+    assert (best["fine_tune_config"]["num_epochs"], best["fine_tune_config"]["max_train_samples"]) == (2, None)
+    assert best["eval_result"]["num_examples"] == 12
+    assert best["eval_result"]["accuracy"] == best["score"]
+    assert best["eval_result"]["baseline_accuracy"] > 0.3
     promoted = [row for row in rows if row["promoted_from"]]
     assert [row["rung"] for row in promoted] == ["1"]
     assert all(0 < int(row["first_step"]) < int(row["steps"]) for row in promoted)

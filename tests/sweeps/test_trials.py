@@ -82,6 +82,14 @@ def test_the_ranks_of_a_trial_without_a_gpu_share_its_cores(folder: SharedFolder
     assert seen == [None, {"OMP_NUM_THREADS": "2"}]  # the store is made first, by one process
 
 
+def test_a_checkpoint_to_go_on_from_is_one_of_the_same_run(folder: SharedFolder, ask: Callable[..., m.BertFineTuneRequest]) -> None:
+    newest = run(folder, ask("one")).checkpoint
+    assert newest
+    assert run(folder, ask("one", resume_from_checkpoint=newest.path)).state == "finished"
+    with pytest.raises(trials.LaunchRefused, match="name that run as from_run"):
+        run(folder, ask("two", resume_from_checkpoint=newest.path, learning_rate=0.2))
+
+
 def test_two_trials_that_ask_for_the_same_are_trained_once(folder: SharedFolder, ask: Callable[..., m.BertFineTuneRequest]) -> None:
     first, same, other = run(folder, ask("one")), run(folder, ask("two")), run(folder, ask("three", learning_rate=0.2))
     assert same.same_as == "one"

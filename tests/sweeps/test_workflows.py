@@ -47,6 +47,10 @@ def test_a_random_sweep_runs_every_trial_once_with_the_values_that_its_seed_draw
     assert {trial.number: trial.values for trial in result.leaderboard} == dict(enumerate(drawn))
     assert result.best_score == max(trial.score or 0 for trial in result.leaderboard)
     assert result.states == {"finished": 7}
+    configs = {trial.number: trial.fine_tune_config for trial in result.leaderboard}
+    assert {number: config and config.learning_rate for number, config in configs.items()} == {
+        number: values["learning_rate"] for number, values in enumerate(drawn)
+    }
     assert result.gpu_hours == pytest.approx(7 * 60 / 3600)
     assert len(simulated.exported) == 1
 

@@ -157,7 +157,7 @@ class BertFineTuneRequest(Message):
     run_id: RunId
     config: BertFineTuneConfig
     dataset_snapshot: DatasetSnapshotResult | None = None
-    resume_from_checkpoint: str | None = None  # of this run, beside what is found on disk
+    resume_from_checkpoint: str | None = None  # of this run, which goes on from its newest one in any case
     from_run: RunId | None = None  # an earlier run whose newest checkpoint this one begins with
     rung: int = Field(default=0, ge=0)
     metric: Metric | None = None  # None: accuracy, or pearson for a regression
@@ -196,6 +196,7 @@ class BertFineTuneResult(Message):
     inferred_label_field: str | None = None
     inferred_task_type: str | None = None
     inferred_num_labels: int | None = None
+    eval_result: BertEvalResult | None = None  # of the validation split
 
 
 class BertInferenceRequest(Message):
@@ -203,7 +204,7 @@ class BertInferenceRequest(Message):
 
     run_id: RunId
     texts: list[str] = Field(min_length=1)
-    max_seq_length: int | None = Field(default=None, ge=3)  # None: as in training
+    max_seq_length: int | None = Field(default=None, ge=3)  # None: as in training; another is refused
     use_gpu: bool = True
 
 
@@ -240,7 +241,7 @@ class BertEvalResult(Message):
     accuracy: float | None = Field(default=None, ge=0, le=1)  # None: a regression, or a run that failed
     figures: dict[str, float] = Field(default={})
     error: str = ""
-    baseline_accuracy: float | None = None
+    baseline_accuracy: float | None = None  # of whoever always says the commonest class
     improvement_vs_baseline: float | None = None
 
 

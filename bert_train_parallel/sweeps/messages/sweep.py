@@ -41,8 +41,8 @@ class TrialResult(Message):
     promoted_from: RunId | None = None
     same_as: RunId | None = None
     host: str = ""
-    fine_tune_config: BertFineTuneConfig | None = None  # the whole config; left out where values and base say it
-    eval_result: BertEvalResult | None = None
+    fine_tune_config: BertFineTuneConfig | None = None  # the whole config; only when the sweep has ended, for values and base say it
+    eval_result: BertEvalResult | None = None  # of the validation split, without what `figures` has
 
     @field_validator("score")
     @classmethod
@@ -85,7 +85,7 @@ class SweepState(Message):
     budget_gpu_hours: float | None = None
     paused: bool = False
     stopped: str = ""
-    approved_rung: int = -1
+    approved_rung: int = -1  # of no use; sweeps that earlier versions began hand it on
     spent_s: float = 0.0
     rows_seen: int = 0
     ended: int = 0

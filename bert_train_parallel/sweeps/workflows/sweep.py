@@ -59,6 +59,13 @@ class Sweep(Controls):
             launch=request.launch,
         )
 
+    def whole(self, found: m.TrialResult) -> m.TrialResult:
+        """A trial with its whole config, for those who do not know the base."""
+        request = self.board.request
+        rung = rungs.rungs_of(request.ladder, request.num_trials)[found.rung] if request.ladder else None
+        planned = Planned(found.number, found.values, found.rung, found.promoted_from)
+        return found.model_copy(update={"fine_tune_config": self.request_of(planned, rung).config})
+
     def start(self, trial: Planned, rung: rungs.Rung | None = None) -> asyncio.Task[m.TrialResult]:
         """Begin a trial, to be awaited."""
         self.board.begin(trial, clock())
@@ -136,6 +143,7 @@ class Sweep(Controls):
     async def finish(self, result: m.SweepResult) -> m.SweepResult:
         """Write everything out; from here on nothing can be changed."""
         self.over = True
+        result = result.model_copy(update={"leaderboard": [self.whole(trial) for trial in result.leaderboard]})
         await self.clean((result.best_run_id,) if result.best_run_id else ())
         request = self.board.request
         await training.export(m.ExportRequest(request=request, result=result, snapshot=self.board.state.snapshot))
@@ -174,4 +182,5 @@ def trial_result(trial: Planned, found: m.BertFineTuneResult) -> m.TrialResult:
         promoted_from=trial.from_run,
         same_as=found.same_as,
         host=found.host,
+        eval_result=found.eval_result and found.eval_result.model_copy(update={"figures": {}}),
     )
