@@ -41,6 +41,7 @@ class Simulated:
         self.cleaned: list[m.CleanUpRequest] = []
         self.exported: list[m.ExportRequest] = []
         self.most_at_once = self.at_once = 0
+        self.meanwhile: Callable[[str], Awaitable[None]] | None = None  # before trials are proposed, or written down
         self.answers: Callable[[m.BertFineTuneRequest], Awaitable[m.BertFineTuneResult | None]] | None = None
 
     @property
@@ -85,10 +86,14 @@ class Simulated:
         @activity.defn
         async def suggest_trials(request: m.SuggestRequest) -> m.Proposals:
             self.suggested.append(request)
+            if self.meanwhile:
+                await self.meanwhile("suggest")
             return history.suggest(request, self.folder)
 
         @activity.defn
         async def record_trials(request: m.RecordRequest) -> m.HistoryReference:
+            if self.meanwhile:
+                await self.meanwhile("record")
             return history.record(request, self.folder)
 
         @activity.defn

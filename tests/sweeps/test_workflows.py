@@ -350,6 +350,37 @@ def test_a_sweep_that_is_stopped_says_what_it_found(server: str, simulated: Simu
     assert result.best_run_id
 
 
+@pytest.mark.parametrize("kind", ["suggest", "record"])
+@pytest.mark.parametrize("asked", [("stop", True), ("pause", None)])
+def test_no_trial_begins_when_the_sweep_is_stopped_or_paused_while_its_values_are_sought(
+    server: str, simulated: Simulated, monkeypatch: pytest.MonkeyPatch, kind: str, asked: tuple[str, bool | None]
+) -> None:
+    monkeypatch.setattr(board, "RECORD_EVERY", 2)  # a ladder writes down what has ended between two trials
+    is_under_way, go_on = asyncio.Event(), asyncio.Event()
+
+    async def meanwhile(what: str) -> None:
+        if what == kind and len(simulated.asked) == 2:
+            is_under_way.set()
+            await go_on.wait()
+
+    simulated.meanwhile = meanwhile
+    update, now = asked
+
+    async def story(handle: Any) -> None:
+        await is_under_way.wait()
+        await handle.execute_update(update, args=[] if now is None else [now])
+        go_on.set()
+        if update == "pause":
+            await asyncio.sleep(0.3)
+            assert len(simulated.asked) == 2
+            await handle.execute_update("resume")
+
+    ladder = {"stages": [{"epochs": 1, "keep": 1, "new": 4}, {"epochs": 2}]} if kind == "record" else None
+    request = sweep(num_trials=4, max_concurrency=1, sampler="tpe", ladder=ladder)
+    result = run_sweep(server, simulated, request, story)
+    assert result.trials == len(simulated.asked) == (2 if now else 4 + bool(ladder))
+
+
 def test_no_trial_begins_when_the_budget_is_spent(server: str, simulated: Simulated) -> None:
     result = run_sweep(server, simulated, sweep(num_trials=50, max_concurrency=2, budget_gpu_hours=5 * 60 / 3600))
     assert 5 <= result.trials <= 6  # the one that was under way ends

@@ -44,6 +44,8 @@ class SweepWorkflow(Sweep):
             if values is None:
                 self.board.update(trials=number, note=why_no_more(request.space))
                 continue
+            if not await self.still_room():
+                continue
             self.board.update(number=number + 1)
             self._under_way.add(asyncio.create_task(self._until_ended(self.start(Planned(number, values)))))
         await self.keep_record(at_least=1)

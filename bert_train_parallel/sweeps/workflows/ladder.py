@@ -117,6 +117,8 @@ class LadderSweepWorkflow(Sweep):
             if not await self.room():
                 break
             await between(place, tasks)
+            if not await self.still_room():
+                break
             tasks.append(self.start(trial, rung))
         return await results_of(tasks)
 

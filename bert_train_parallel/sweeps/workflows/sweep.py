@@ -122,10 +122,16 @@ class Sweep(Controls):
                 continue
         return not board.why_over(clock())
 
-    async def keep_record(self, at_least: int = limits.RECORD_EVERY) -> None:
+    async def still_room(self) -> bool:
+        """Ask again after something else was waited for: meanwhile a person may have paused or stopped the sweep."""
+        if self.board.may_begin(clock()) or not workflow.patched("room-is-asked-for-again"):
+            return True
+        return await self.room()
+
+    async def keep_record(self, at_least: int | None = None) -> None:
         """Write ended trials to the history file, and remove what losers leave behind."""
         state = self.board.state
-        if len(state.recent) < at_least:
+        if len(state.recent) < (at_least or limits.RECORD_EVERY):
             return
         # some may end meanwhile: they stay for the next time
         request = m.RecordRequest(experiment_id=self.board.request.experiment_id, history=state.history, ended=state.recent)
