@@ -29,6 +29,7 @@ Model = TypeVar("Model", bound=BaseModel)
 _MOST_OF_A_GRID = 10_000  # combinations that are run unless a number is given
 _FILES = ("dataset_name", "validation_file", "test_file")
 _DATA = (*_FILES, "model_name")
+_MODEL = {"model_name", "model"}  # how a space may call it
 
 
 def read_sweep(path: Path) -> SweepRequest:
@@ -49,6 +50,7 @@ def read_sweep(path: Path) -> SweepRequest:
         raise BadSetting(f"{path}: so_far is not a setting of a sweep.")
     if isinstance(found.get("base"), dict):
         _place(found["base"].get("fine_tune_config"), path)
+    _place_models(found.get("space"), path)
     request = _checked(SweepRequest, found, path)
     if request.base.launch != LaunchSettings():
         raise BadSetting(f"{path}: base.launch: all trials of a sweep are launched alike; write launch beside base.")
@@ -151,13 +153,31 @@ def _place(config: Any, path: Path) -> None:
     if not isinstance(config, dict):
         return
     for name in _DATA:
-        value = config.get(name)
-        if not isinstance(value, str):
-            continue
-        for place in (path.parent / Path(value).expanduser(), Path(value).expanduser()):
-            if place.exists():
-                config[name] = str(place.resolve())
-                break
+        if name in config:
+            config[name] = _placed(config[name], path)
+
+
+def _place_models(space: Any, path: Path) -> None:
+    """The same for models among which a sweep chooses, also where another setting depends on which it is."""
+    for name, parameter in space.items() if isinstance(space, dict) else ():
+        if name in _MODEL and isinstance(parameter, list):
+            space[name] = _placed(parameter, path)
+        if isinstance(parameter, dict):
+            if name in _MODEL and "values" in parameter:
+                parameter["values"] = _placed(parameter["values"], path)
+            if isinstance(parameter.get("when"), dict):
+                when = parameter["when"]
+                when |= {other: _placed(when[other], path) for other in _MODEL & when.keys()}
+
+
+def _placed(value: Any, path: Path) -> Any:
+    """A name, or each of a list of names, as a whole path where there is such a file or folder."""
+    if isinstance(value, list):
+        return [_placed(one, path) for one in value]
+    if not isinstance(value, str) or not value:
+        return value
+    places = path.parent / Path(value).expanduser(), Path(value).expanduser()
+    return next((str(place.resolve()) for place in places if place.exists()), value)
 
 
 def _checked(model: type[Model], found: dict[str, Any], path: Path) -> Model:

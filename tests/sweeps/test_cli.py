@@ -15,6 +15,7 @@ from bert_train_parallel.sweeps.cli import _parser, _with_dashes, main
 from bert_train_parallel.sweeps.folder import SharedFolder
 from bert_train_parallel.sweeps.messages import BertFineTuneConfig, CoordinatorWorkflowInput, SweepRequest
 from bert_train_parallel.sweeps.requests import notes_on, notes_on_configurations, read_configurations, read_sweep
+from bert_train_parallel.sweeps.space import Choice
 
 BASE = {"fine_tune_config": {"dataset_name": "leanings.csv"}}
 
@@ -306,3 +307,14 @@ def test_settings_of_a_trial_reach_the_trainer_under_its_own_names() -> None:
     config = BertFineTuneConfig(settings={"weight_decay": 0.1}).with_values({"learning_rate": 1e-3, "warmup": 0.2, "sequence_len": 64})
     found = config.train_config()
     assert (found.learning_rate, found.warmup, found.sequence_len, found.weight_decay, found.shares) == (1e-3, 0.2, 64, 0.1, "equal")
+
+
+@pytest.mark.parametrize("spelled", ["model_name", "model"])
+def test_models_that_a_sweep_chooses_among_are_looked_for_beside_its_file(spelled: str, tmp_path: Path) -> None:
+    (tmp_path / "tiny").mkdir()
+    tiny, hub = str(tmp_path.resolve() / "tiny"), "bert-base-uncased"
+    for choice in (["./tiny", hub], {"values": ["tiny", hub]}):
+        space = {spelled: choice, "dropout": {"values": [0.1, 0.2], "when": {spelled: "./tiny"}}}
+        found = dict(read_sweep(write(tmp_path, {"base": BASE, "space": space})).space)
+        assert found["model"] == Choice(values=(tiny, hub))
+        assert found["dropout"].when == {"model": (tiny,)}
