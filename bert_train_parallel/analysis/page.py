@@ -38,14 +38,17 @@ img.large { max-width: none; }
 """
 
 
-def write_report(analysis: Analysis, folder: Path | None = None) -> Analysis:
+def write_report(analysis: Analysis, folder: Path | None = None, has_charts: bool = True) -> Analysis:
     """Draw all charts and write the page, into the run's report folder or another; complete or not at all.
+
+    Args:
+        has_charts: False for a page of figures alone, which takes milliseconds.
 
     Raises:
         MissingPackage: matplotlib is not installed.
         NotWritable: the folder is read-only or the disk is full.
     """
-    charts = draw_charts(analysis)
+    charts = draw_charts(analysis) if has_charts else []
     tables = [_table(table) for table in tables_of(analysis, MOST_CLASSES)]
     # the run, its labels and its figures come first, what takes more reading after the charts
     page = page_of(f"Report of {analysis.name}", [_cards(analysis), *tables[:3], pictures(charts), *tables[3:]])

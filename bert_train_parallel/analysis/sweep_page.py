@@ -17,17 +17,18 @@ import numpy as np
 
 from bert_train_parallel.analysis.charts import BLUE, GREY, ORANGE
 from bert_train_parallel.analysis.drawing import drawn
-from bert_train_parallel.analysis.page import html_words, page_of, pictures, write_page
+from bert_train_parallel.analysis.page import html_words, page_of, pictures, write_page, write_report
 from bert_train_parallel.analysis.report import analyse
 from bert_train_parallel.data.batches import FloatArray
 from bert_train_parallel.errors import BadRun, BertTrainParallelError, run_command
+from bert_train_parallel.run_files import RunFiles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_ROWS = 500  # of the table on the page; the CSV beside it has all
-MOST_REPORTS = 30  # trials whose reports are drawn, the best ones
+MOST_ROWS = 2000  # of the table on the page, each with a report of its own; the CSV beside it has all
+MOST_CHARTS = 40  # trials whose reports have charts, the best ones: those take about half a second each, figures some milliseconds
 Trial = Mapping[str, Any]
 
 
@@ -238,15 +239,16 @@ def write_sweep_page(path: Path) -> Path:
 
 
 def _reports(sweep: Sweep, folder: Path) -> Iterator[tuple[str, str]]:
-    """The report of each trial that has one, by run id, from the page; those of the best trials are drawn if they are missing."""
-    for place, trial in enumerate(sweep.trials):
-        run = folder / sweep.folders.get(trial["run_id"], "")
-        if trial.get("score") is None or not run.is_dir():
+    """The report of each finished trial in the table, by run id, from the page; a missing one is written, for the best with charts."""
+    for place, trial in enumerate(sweep.trials[:MOST_ROWS]):
+        run = folder / sweep.folders.get(trial["run_id"], trial["run_id"])
+        result = next(iter(sorted(run.glob("*_RESULT.json"))), None)
+        if result is None:
             continue
-        found = next(iter(sorted(run.glob("*_report/report.html"))), None)
-        if found is None and place < MOST_REPORTS:
+        found: Path | None = RunFiles.of(result).report / "report.html"
+        if found and not found.is_file():
             try:
-                found = analyse(next(iter(sorted(run.glob("*_RESULT.json"))), run), charts=True).report
+                found = write_report(analyse(result), has_charts=place < MOST_CHARTS).report
             except BertTrainParallelError:  # a trial whose files are damaged or gone has no report; the sweep's page has its figures
                 continue
         if found is not None:

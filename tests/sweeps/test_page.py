@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from bert_train_parallel.analysis import sweep_page
 from bert_train_parallel.analysis.sweep_page import write_sweep_page
 
 
@@ -48,3 +49,38 @@ def test_charts_of_one_rung_of_a_ladder_say_which(scores: list[tuple[int, int, f
 def test_charts_of_a_sweep_without_rungs_name_none(tmp_path: Path) -> None:
     found = headings(tmp_path, [(0, 0, 0.5), (1, 0, 0.6)])
     assert found == ["Best so far", "Parallel coordinates (the best trial in orange)"]
+
+
+def finished(folder: Path) -> None:
+    """The files of a run that has ended, with three test samples."""
+    folder.mkdir(parents=True)
+    (folder / "leanings_testset_predictions.csv").write_text("prediction,true_label\n0,0\n0,1\n1,1\n")
+    figures = {"accuracy": 2 / 3, "samples": 3}
+    found = {
+        "task_type": "classification",
+        "label_names": ["bad", "good"],
+        "settings": {},
+        "figures": {"test": figures, "validate": figures},
+    }
+    (folder / "leanings_RESULT.json").write_text(json.dumps(found))
+
+
+def test_every_finished_trial_has_a_page_and_only_the_best_have_charts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep_page, "MOST_CHARTS", 1)
+    place = tmp_path / "mine"
+    place.mkdir()
+    trials: list[dict[str, Any]] = [
+        {"number": number, "rung": 0, "run_id": f"mine-t{number:04d}", "score": score, "values": {"learning_rate": 1e-4}}
+        for number, score in enumerate([0.9, 0.8, 0.7, None, None])
+    ]
+    for trial in trials[:4]:  # the last one was lost: its folder has no RESULT
+        finished(tmp_path / "bert_runs" / trial["run_id"])
+    folders = {trial["run_id"]: f"../bert_runs/{trial['run_id']}" for trial in trials}
+    result = {"experiment_id": "mine", "metric": "accuracy", "trials": 5, "gpu_hours": 0.1, "best_run_id": "mine-t0000", "best_score": 0.9}
+    (place / "RESULT.json").write_text(json.dumps({"result": result, "trials": trials, "request": {}, "folders": folders}))
+    page = write_sweep_page(place / "RESULT.json")
+    links = re.findall(r'<a href="(.*?)">(.*?)</a>', page.read_text())
+    assert [name for _, name in links] == [trial["run_id"] for trial in trials[:4]]
+    pages = [(page.parent / link).read_text() for link, _ in links]
+    assert [text.count("<img") > 0 for text in pages] == [True, False, False, False]
+    assert all("0.6667" in text for text in pages)
