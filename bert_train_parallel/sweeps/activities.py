@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -17,12 +18,14 @@ from bert_train_parallel.errors import BertTrainParallelError, NotWritable, Unre
 from bert_train_parallel.sweeps import fleet
 from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps.folder import SharedFolder
-from bert_train_parallel.sweeps.outcomes import MOST_FAILURES
+from bert_train_parallel.sweeps.outcomes import MOST_FAILURES, tells_of_a_full_disk
 from bert_train_parallel.sweeps.reservations import Reservations, TooFewGpus
 from bert_train_parallel.sweeps.trials import Busy, Fenced, TrialProgress, Trials, TryAgain
 
 SIGNAL_EVERY_S = 30.0  # a workflow takes 10,000 signals at most, and each is kept for ever
 ELSEWHERE = timedelta(seconds=2)  # after which another node may take a trial that this one cannot run
+_FULL = "waiting for room on a full disk"
+_FULL_DISK, _LONGEST = timedelta(seconds=5), timedelta(minutes=1)  # between looks at it: longer each time
 _TICK_S = 1.0
 
 Result = TypeVar("Result")
@@ -40,6 +43,7 @@ class Activities:
         cores_each: int | None = None,
     ) -> None:
         self._folder = folder
+        self._worker = worker
         self._client = client
         self._reservations = Reservations()
         self._failures: Counter[tuple[str, str]] = Counter()  # of trials that came to no attempt, by workflow and run
@@ -77,6 +81,8 @@ class Activities:
                 return self._trials.stopped(request, owner)
             raise
         except TryAgain as error:
+            if error.kind == "full":
+                raise self._told_of_a_full_disk(str(error), request, beat) from error
             delay = timedelta(seconds=0.3 if error.kind == "killed" else 2)
             raise ApplicationError(str(error), type=f"Trial{error.kind.capitalize()}", next_retry_delay=delay) from error
         except (Fenced, Busy) as error:
@@ -87,10 +93,18 @@ class Activities:
             told = _told(error)
             if told.non_retryable:
                 raise told from error
+            if tells_of_a_full_disk(str(error)):
+                raise self._told_of_a_full_disk(str(error), request, beat) from error
             # A lost worker is followed by any number of others: what a living one says again and again comes to an end.
             self._failures[owner, request.run_id] += 1
             is_last = self._failures[owner, request.run_id] >= MOST_FAILURES
             raise ApplicationError(told.message, type=told.type, non_retryable=is_last, next_retry_delay=ELSEWHERE) from error
+
+    def _told_of_a_full_disk(self, words: str, request: m.BertFineTuneRequest, beat: Callable[[TrialProgress], None]) -> ApplicationError:
+        """Nothing that the trial did: it is tried again until there is room, and said meanwhile."""
+        attempt, host = activity.info().attempt, socket.gethostname()
+        beat(TrialProgress(run_id=request.run_id, phase=_FULL, host=host, worker=self._worker, attempt=attempt, time=time.time()))
+        return ApplicationError(words, type="TrialFull", next_retry_delay=min(_FULL_DISK * attempt, _LONGEST))
 
     @activity.defn
     async def evaluate_bert_model(self, request: m.BertEvalRequest) -> m.BertEvalResult:

@@ -36,7 +36,7 @@ class Attempt:
     gpus: int = 1
     began: float = 0.0  # of the launch, seconds since 1970; 0: it has not begun
     seconds: float = 0.0  # since then
-    outcome: str = ""  # finished | failed | killed | cancelled | nan | oom
+    outcome: str = ""  # finished | failed | killed | full, a disk | cancelled | nan | oom
     error: str = ""
     final: bool = False  # another attempt would end the same way
     first_step: int = -1

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from bert_train_parallel.sweeps.run_facts import facts_of
 MOST_FAILURES = 3  # of a trial's own
 MOST_KILLS = 10  # from outside, in a row and without a new checkpoint
 
+_FULL = {os.strerror(number).lower() for number in (errno.ENOSPC, errno.EDQUOT)} | {"disk is full"}  # the last as SQLite says it
 _KILLED = {130, 137, 143}  # by Ctrl-C, SIGKILL or SIGTERM that this project did not send
 
 
@@ -27,7 +30,7 @@ _KILLED = {130, 137, 143}  # by Ctrl-C, SIGKILL or SIGTERM that this project did
 class Verdict:
     """How a launch ended: `final` says that another attempt would end the same way."""
 
-    outcome: Literal["finished", "failed", "killed", "nan", "oom"]
+    outcome: Literal["finished", "failed", "killed", "full", "nan", "oom"]
     words: str = ""
     final: bool = False
 
@@ -46,11 +49,22 @@ def verdict(result: LaunchResult) -> Verdict:
         return Verdict("finished")
     words = failure.words if failure else f"ended with exit code {result.exit_code}"
     kind = failure.kind if failure else "exit"
+    if tells_of_a_full_disk(words):
+        return Verdict("full", words)
     if result.exit_code in _KILLED or kind == "lost":
         return Verdict("killed", words)
     if kind in ("nan", "oom"):
         return Verdict("nan" if kind == "nan" else "oom", words, final=True)
     return Verdict("failed", words, final=kind in ("usage", "stopped"))
+
+
+def tells_of_a_full_disk(words: str) -> bool:
+    """Whether an error, in our words or in Python's, is that a disk has no room: that passes, and says nothing of the trial.
+
+    >>> tells_of_a_full_disk("OSError: [Errno 28] No space left on device: 'a'"), tells_of_a_full_disk("a: permission denied.")
+    (True, False)
+    """
+    return any(reason in words.lower() for reason in _FULL)
 
 
 @dataclass(slots=True)

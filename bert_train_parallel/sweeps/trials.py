@@ -9,6 +9,7 @@ import logging
 import os
 import secrets
 import sys
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -42,6 +43,7 @@ _log = logging.getLogger(__name__)
 TRAINER = (sys.executable, "-P", "-m", "bert_train_parallel")
 # how a source is read is a matter of its store: the trainer is given the store
 _READING = {"text", "text_pair", "label", "encoding", "delimiter", "quoting", "header", "dataset_config"}
+_ROOM = 1 << 16  # bytes; a disk without room for so little is full
 _MOST_HELD_S = 60.0  # for which GPUs of several nodes are held while another trial of the same is under way
 _READING |= {"validation_file", "test_file", "max_cell_bytes", "max_bad_rows"}
 
@@ -50,7 +52,8 @@ class TrialProgress(Message):
     """What a heartbeat says of a trial under way."""
 
     run_id: str
-    phase: str  # waiting for an earlier attempt, or for another trial that asked for the same | preparing | waiting for GPUs | training
+    # waiting for an earlier attempt, for another trial that asked for the same, for GPUs, for room on a disk | preparing | training
+    phase: str
     host: str
     worker: str
     attempt: int
@@ -68,7 +71,7 @@ class TryAgain(Exception):
 
     def __init__(self, words: str, kind: str) -> None:
         super().__init__(words)
-        self.kind = kind  # failed | killed
+        self.kind = kind  # failed | killed | full
 
 
 class Busy(Exception):
@@ -158,8 +161,15 @@ class Trials:
         except Exception as error:  # not foreseen: it counts as a failure, or it would be tried again for ever
             _log.exception("%s failed", trial.home_id)
             found = Verdict("failed", f"{type(error).__name__}: {error}")
+        if found.outcome == "failed":
+            # the trainer may have found no room for its last words either
+            full = found.words if outcomes.tells_of_a_full_disk(found.words) else no_room(trial.home)
+            found = Verdict("full", full) if full else found
         trial.look()
-        trial.lease.note(outcome=found.outcome, error=found.words, final=found.final, **trial.steps())
+        try:
+            trial.lease.note(outcome=found.outcome, error=found.words, final=found.final, **trial.steps())
+        except OSError as error:  # the attempt then reads as one whose worker was lost
+            raise not_writable(error, trial.home) or error from error
         done = trial.finished() if found.outcome == "finished" else trial.hopeless()
         if done:
             return done
@@ -207,6 +217,8 @@ class Trials:
         found = outcomes.verdict(result)
         if found.final:
             raise LaunchRefused(found.words)
+        if found.outcome == "full":
+            raise NotWritable(found.words)
         return store
 
 
@@ -261,7 +273,11 @@ class _Trial:
         """Look what has happened, write it down and tell it; raises Fenced, and _Hung of a training that says nothing any more."""
         self.lease.check()
         self.look()
-        self.lease.note(**self.steps())
+        try:
+            self.lease.note(**self.steps())
+        except OSError as error:  # of a full disk the training may have no need; the next look writes the same
+            if not outcomes.tells_of_a_full_disk(str(error)):
+                raise
         self.tell(phase)
         bound = self.request.launch.no_progress_s
         if phase == "training" and time.monotonic() - self.moved > bound:
@@ -481,6 +497,19 @@ def home_of(folder: SharedFolder, run_id: str) -> str:
     """The run whose folder has the files of this one."""
     pointer = folder.run(run_id) / "same_as"
     return pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else run_id
+
+
+def no_room(folder: Path) -> str:
+    """The sentence for a disk that has no room for anything in this folder; empty where it has."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_ROOM))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        words = str(not_writable(error, folder) or error)
+        return words if outcomes.tells_of_a_full_disk(words) else ""
+    return ""
 
 
 def launch_request(request: BertFineTuneRequest, command: tuple[str, ...], folder: str, device: str) -> LaunchRequest:

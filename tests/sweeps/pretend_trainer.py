@@ -1,11 +1,12 @@
 """Stands in for the trainer where a test is about launches: the same words and files, steps that only take time.
 
-Its settings come by the environment: PRETEND_STEPS, PRETEND_STEP_S, PRETEND_END (nan, oom, usage, crash, kill, or nothing) and
+Its settings come by the environment: PRETEND_STEPS, PRETEND_STEP_S, PRETEND_END (nan, oom, usage, full, crash, kill, or nothing) and
 PRETEND_DEAF, which makes it ignore SIGTERM.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -13,10 +14,11 @@ import sys
 import time
 from pathlib import Path
 
+from bert_train_parallel.errors import not_writable
 from bert_train_parallel.progress import Event, append_event
 from bert_train_parallel.run_files import RunFiles, write_json
 
-ENDS = {"nan": 3, "oom": 4, "usage": 2, "crash": 1}
+ENDS = {"nan": 3, "oom": 4, "usage": 2, "full": 2, "crash": 1}
 
 
 def main() -> int:
@@ -43,7 +45,9 @@ def main() -> int:
     if end == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if end:
-        failed = {"message": f"ended by {end}", "extraInfo": {"py_callstack": "", "timestamp": "0"}, "kind": end, "exit_code": ENDS[end]}
+        words = str(not_writable(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), source.parent)) if end == "full" else f"ended by {end}"
+        failed = {"message": words, "extraInfo": {"py_callstack": "", "timestamp": "0"}, "exit_code": ENDS[end]}
+        failed["kind"] = "usage" if end == "full" else end
         Path(os.environ["TORCHELASTIC_ERROR_FILE"]).write_text(json.dumps({"message": failed}))
         return ENDS[end]
     settings = json.loads(Path(options["--config"]).read_text())

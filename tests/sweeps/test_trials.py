@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import pytest
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
+from bert_train_parallel.errors import NotWritable
 from bert_train_parallel.sweeps import again, launches, lease, trials
 from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps.activities import Activities
@@ -120,6 +123,54 @@ def test_a_trial_of_its_own_fails_three_times_at_most(
     result = run(folder, ask())
     assert result.state == "failed"
     assert result.error.startswith("failed 3 times")
+
+
+def test_a_full_disk_is_waited_out_however_often_and_said(
+    folder: SharedFolder, ask: Callable[..., m.BertFineTuneRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beats: list[TrialProgress] = []
+
+    def full(*given: object) -> str:
+        raise NotWritable("no space left on device")
+
+    async def go() -> timedelta | None:
+        environment = ActivityEnvironment()
+        environment.on_heartbeat = beats.append
+        with pytest.raises(ApplicationError, match="no space left on device") as error:
+            await environment.run(Activities(folder, "tester").fine_tune_bert, ask())
+        assert not error.value.non_retryable
+        assert beats[-1].phase == "waiting for room on a full disk"
+        return error.value.next_retry_delay
+
+    with monkeypatch.context() as patched:
+        patched.setenv("PRETEND_END", "full")  # the trainer says it
+        assert [asyncio.run(go()) for _ in range(4)] == [timedelta(seconds=5)] * 4
+        patched.setenv("PRETEND_END", "crash")  # or found no room to say it
+        patched.setattr(trials, "no_room", lambda folder: "no space left on device")
+        asyncio.run(go())
+        patched.setattr(trials, "home_of_key", full)  # or there was none for an attempt
+        asyncio.run(go())
+    result = run(folder, ask())
+    assert (result.state, result.score) == ("finished", 0.6)
+    assert [attempt.outcome for attempt in lease.attempts(folder.run("mine"))] == [*["full"] * 5, "finished"]
+
+
+def test_a_training_goes_on_while_its_attempts_file_finds_no_room(
+    folder: SharedFolder, ask: Callable[..., m.BertFineTuneRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused: list[str] = []
+    note = lease.Lease.note
+
+    def noted(self: lease.Lease, **changes: Any) -> None:
+        if "last_step" in changes and "outcome" not in changes:
+            refused.append("")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        note(self, **changes)
+
+    monkeypatch.setattr(lease.Lease, "note", noted)
+    monkeypatch.setenv("PRETEND_STEP_S", "0.05")
+    assert run(folder, ask()).state == "finished"
+    assert refused
 
 
 def test_what_nobody_foresaw_counts_as_a_failure_of_the_trial(folder: SharedFolder, ask: Callable[..., m.BertFineTuneRequest]) -> None:
