@@ -40,6 +40,13 @@ def test_any_other_content_is_another_snapshot(tmp_path: Path, other: str) -> No
     assert snapshot(tmp_path, ROWS).data_hash != snapshot(tmp_path, other).data_hash
 
 
+def test_samples_are_counted_without_a_header_and_with_texts_of_several_lines_as_one(tmp_path: Path) -> None:
+    content = 'text,label\n"fine\nday",good\nbad luck,bad\n"a\n\nb",good'
+    (tmp_path / "more.csv").write_text(ROWS)
+    taken = snapshot(tmp_path, content, test_file=str(tmp_path / "more.csv"))
+    assert (taken.num_train_samples, taken.num_eval_samples) == (3, 2)
+
+
 def test_the_split_that_a_file_is_given_for_counts(tmp_path: Path) -> None:
     (tmp_path / "more.csv").write_text(ROWS)
     as_test = snapshot(tmp_path, ROWS, test_file=str(tmp_path / "more.csv"))

@@ -30,7 +30,7 @@ class DatasetSnapshotResult(Message):
     snapshot_id: str
     dataset_name: str
     dataset_config: str | None = None
-    num_train_samples: int
+    num_train_samples: int  # of one file, which a training splits: all that are in it
     num_eval_samples: int = 0  # of separate files for validation and test; 0: they are split off
     data_hash: str
     snapshot_timestamp: str
