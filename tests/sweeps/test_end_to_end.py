@@ -163,3 +163,31 @@ def test_a_file_is_mended_after_a_failure_and_a_name_never_gives_the_results_of_
     path.write_text(json.dumps(content))
     assert main(["run", str(path), *out]) == 1
     assert [row["state"] for row in leaderboard(tmp_path / "out" / "mine")] == ["failed"] * 2
+
+
+def test_two_sweeps_at_once_in_one_folder_find_what_each_finds_alone(
+    tiny_model: Path, write_csv: Callable[..., Path], tmp_path: Path
+) -> None:
+    source, together, alone = write_csv(120), tmp_path / "together", tmp_path / "alone"
+    paths = []
+    for name, seed in (("one", 1), ("two", 2)):
+        tuned = {"model_name": str(tiny_model), "dataset_name": str(source), "batch_size": 8, "num_epochs": 1, "use_gpu": False}
+        content = {"base": {"fine_tune_config": tuned}, "space": {"learning_rate": [1e-4, 1e-2]}, "num_trials": 2, "max_concurrency": 1}
+        paths.append(tmp_path / f"{name}.json")
+        paths[-1].write_text(json.dumps(content | {"seed": seed, "launch": {"grace_s": 2}}))
+    command = [sys.executable, "-P", "-m", "bert_train_parallel.sweeps", "run"]
+    both = [
+        subprocess.Popen([*command, str(path), "--output_dir", str(together)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for path in paths
+    ]
+    try:
+        said = [process.communicate(timeout=200)[0] for process in both]
+    finally:
+        for process in both:
+            process.kill()
+            process.wait()
+    assert [process.returncode for process in both] == [0, 0], said
+    assert left_over(together) == []
+    assert main(["run", str(paths[0]), "--output_dir", str(alone)]) == 0
+    assert leaderboard(together / "one") == leaderboard(alone / "one")
+    assert [row["run_id"] for row in sorted(leaderboard(together / "two"), key=lambda row: row["number"])] == ["two-t0000", "two-t0001"]
