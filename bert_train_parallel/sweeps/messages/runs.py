@@ -168,6 +168,19 @@ class BertFineTuneRequest(Message):
     signal_checkpoints: bool = False  # tell the workflow of new checkpoints, some seconds apart
 
 
+class BertEvalResult(Message):
+    run_id: RunId
+    dataset_name: str
+    dataset_config_name: str | None = None
+    split: str
+    num_examples: int = Field(ge=0)
+    accuracy: float | None = Field(default=None, ge=0, le=1)  # None: a regression, or a run that failed
+    figures: dict[str, float] = Field(default={})
+    error: str = ""
+    baseline_accuracy: float | None = None  # of whoever always says the commonest class
+    improvement_vs_baseline: float | None = None
+
+
 class BertFineTuneResult(Message):
     """How a trial ended. A trial that failed is a result too: `state` and `error` say so."""
 
@@ -230,19 +243,6 @@ class BertEvalRequest(Message):
     model_path: str | None = None  # None: bert_runs/{run_id}
     seed: int = 42
     dataset_snapshot: DatasetSnapshotResult | None = None
-
-
-class BertEvalResult(Message):
-    run_id: RunId
-    dataset_name: str
-    dataset_config_name: str | None = None
-    split: str
-    num_examples: int = Field(ge=0)
-    accuracy: float | None = Field(default=None, ge=0, le=1)  # None: a regression, or a run that failed
-    figures: dict[str, float] = Field(default={})
-    error: str = ""
-    baseline_accuracy: float | None = None  # of whoever always says the commonest class
-    improvement_vs_baseline: float | None = None
 
 
 class CoordinatorWorkflowConfig(Message):
