@@ -73,6 +73,7 @@ class Course:
 
     first_step: int = 0  # at which it began: above 0 for one that goes on from another run
     attempt_step: int = 0  # at which the newest attempt began
+    rows: int = 0  # of an epoch; 0: an earlier version of the trainer did not tell
     step: int = 0
     steps: int = 0
     epoch: int = 0
@@ -81,10 +82,26 @@ class Course:
     checkpoint: CheckpointInfo | None = None
     checkpoints: int = 0
 
+    def rows_seen(self, first: int, last: int, batch_size: int) -> int:
+        """Rows of the steps from `first` until `last`, both counted from 0: an epoch's last batch may be a smaller one.
+
+        >>> Course(rows=40).rows_seen(0, 6, 16), Course(rows=40).rows_seen(3, 4, 16), Course().rows_seen(0, 6, 16)
+        (80, 16, 96)
+        """
+        rows = self.rows or batch_size
+        epoch = -(-rows // batch_size)
+
+        def until(step: int) -> int:
+            return step // epoch * rows + min(step % epoch * batch_size, rows)
+
+        return max(until(last) - until(first), 0)
+
     def add(self, events: Iterable[Event]) -> None:
         for event in events:
             self.step, self.steps = event.step or self.step, event.steps or self.steps
             self.epoch = event.epoch or self.epoch
+            if event.kind in ("start", "resume"):
+                self.rows = event.figures.get("rows", self.rows)
             if event.kind == "start":
                 self.first_step = self.attempt_step = self.step = event.step
             elif event.kind == "resume":
@@ -132,7 +149,7 @@ def result_of(request: BertFineTuneRequest, files: RunFiles, course: Course) -> 
         training_time_seconds=float(result.get("seconds", 0.0)),
         gpu_seconds=lease.gpu_seconds(found),
         attempts=max(len(found), 1),
-        rows_seen=(steps - course.first_step) * request.config.batch_size,
+        rows_seen=course.rows_seen(course.first_step, steps, request.config.batch_size),
         first_step=course.first_step,
         steps=steps,
         total_checkpoints_saved=course.checkpoints,
@@ -154,7 +171,7 @@ def failed_result(request: BertFineTuneRequest, state: State, words: str, folder
         error=words,
         gpu_seconds=lease.gpu_seconds(found),
         attempts=max(len(found), 1),
-        rows_seen=max(course.step - course.first_step, 0) * request.config.batch_size,
+        rows_seen=course.rows_seen(course.first_step, course.step, request.config.batch_size),
         first_step=course.first_step,
         steps=course.step,
         checkpoint=course.checkpoint,

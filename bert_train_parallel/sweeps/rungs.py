@@ -107,6 +107,16 @@ def trials_on(rungs: Sequence[Rung], number: int) -> int:
     return before + rungs[number].new
 
 
+def rows_of_whole(steps: int, first_step: int, rows_seen: int, batch_size: int) -> int:
+    """Rows that a trial of so many steps sees, by those that a run saw of it from its first step on.
+
+    >>> rows_of_whole(6, 3, 40, 16), rows_of_whole(6, 6, 0, 16)
+    (80, 96)
+    """
+    trained = steps - first_step
+    return round(steps * rows_seen / trained) if trained > 0 and rows_seen else steps * batch_size
+
+
 def random_trials_at_equal_rows(rows_seen: int, rows_of_last: int) -> int:
     """How many whole trials see as many rows as a ladder did, at least one.
 

@@ -338,7 +338,7 @@ class _Trial:
             return found
         own = [attempt for attempt in attempts(self.home) if attempt.owner == self.lease.attempt.owner]
         worked = [attempt for attempt in own if attempt.began]
-        rows = max(found.steps - worked[0].first_step, 0) * self.request.config.batch_size if worked else 0
+        rows = self.course.rows_seen(worked[0].first_step, found.steps, self.request.config.batch_size) if worked else 0
         counted = {"gpu_seconds": gpu_seconds(own), "rows_seen": rows, "attempts": len(worked)}
         return found.model_copy(update={"same_as": self.home_id, **counted})
 

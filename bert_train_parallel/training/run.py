@@ -195,6 +195,7 @@ def go_on(run: Run, files: RunFiles, start: Start, keeper: Keeper) -> None:
     run.reporter.write_events_to(files.progress)
     checkpoint = start.checkpoint
     facts = {"run": files.stem, "key": run.facts["key"], "job": run.world.rank.job, "world": run.world.size, **run.facts["resolved"]}
+    facts["rows"] = len(run.course.rows)  # of an epoch
     if checkpoint is None:
         run.reporter.event("start", figures=facts)
         return

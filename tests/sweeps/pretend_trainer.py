@@ -36,7 +36,7 @@ def main() -> int:
     files.checkpoints.mkdir(exist_ok=True)
     saved = sorted(int(path.name) for path in files.checkpoints.iterdir())
     first = saved[-1] if saved else 0
-    append_event(files.progress, Event("resume" if saved else "start", step=first, steps=steps))
+    append_event(files.progress, Event("resume" if saved else "start", step=first, steps=steps, figures={"rows": 40}))
     for step in range(first + 1, steps + 1):
         time.sleep(step_s)
         append_event(files.progress, Event("step", step=step, steps=steps, epoch=1, figures={"loss": 1 / step}))

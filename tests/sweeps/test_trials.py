@@ -62,6 +62,7 @@ def test_a_trial_becomes_a_launch_and_its_result_holds_no_test_figure(
     result = run(folder, ask(), beats)
     assert (result.state, result.score, result.steps, result.attempts) == ("finished", 0.6, 4, 1)
     assert result.gpu_seconds > 0
+    assert result.rows_seen == 40 + 16  # of batches of 16 an epoch's third has 8
     assert beats[-1].checkpoint is not None
     assert (folder.run("mine") / "leanings.sqlite").resolve() == next(folder.root.glob("data_stores/*/leanings.sqlite")).resolve()
 

@@ -87,11 +87,12 @@ def test_damaged_checkpoints_are_passed_over_aloud_and_the_result_is_the_same(so
 def test_a_finished_run_is_not_trained_again_and_another_may_not_take_its_place(source: Path, tiny_model: Path, tmp_path: Path) -> None:
     flags = ("--model", tiny_model, "--max_steps", "3", *QUICK)
     files = RunFiles(source.parent, "leanings")
-    worlds.run_world(1, source, *flags, folder=tmp_path)
+    first = worlds.run_world(1, source, *flags, folder=tmp_path)
     before = files.result.read_bytes()
     again = worlds.run_world(1, source, *flags, "--resume", folder=tmp_path)
     assert "is finished" in again.output()
-    assert len(worlds.events(files, "start")) == 1
+    [begun] = worlds.events(files, "start")
+    assert f"; {begun.figures['rows']} rows of at most" in first.output()
     other = worlds.start_world(1, source, *flags, "--lr", "0.1", "--resume", folder=tmp_path)
     assert other.wait() == [2]
     assert "learning_rate (was 0.003, is now 0.1)" in other.output()

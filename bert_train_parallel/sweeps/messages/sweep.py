@@ -65,7 +65,9 @@ class Climber(Message):
     values: Values
     from_run: RunId | None = None
     score: float | None = None
+    first_step: int = 0
     steps: int = 0
+    rows_seen: int = 0
 
 
 class RungState(Message):

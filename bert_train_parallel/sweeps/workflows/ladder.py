@@ -144,7 +144,15 @@ class LadderSweepWorkflow(Sweep):
             rung=rung.number,
             waiting=tuple(m.Climber(number=one.number, values=one.values, from_run=one.from_run) for one in waiting),
             best=tuple(
-                m.Climber(number=one.number, values=one.values, from_run=one.promoted_from, score=one.score, steps=one.steps)
+                m.Climber(
+                    number=one.number,
+                    values=one.values,
+                    from_run=one.promoted_from,
+                    score=one.score,
+                    first_step=one.first_step,
+                    steps=one.steps,
+                    rows_seen=one.rows_seen,
+                )
                 for one in best
             ),
         )
@@ -157,7 +165,9 @@ class LadderSweepWorkflow(Sweep):
             run_id=self.board.run_id(Planned(one.number, one.values, rung.number)),
             values=one.values,
             score=one.score,
+            first_step=one.first_step,
             steps=one.steps,
+            rows_seen=one.rows_seen,
             promoted_from=one.from_run,
         )
 
@@ -173,7 +183,9 @@ class LadderSweepWorkflow(Sweep):
         """
         request = self.board.request
         batch_size = request.base.fine_tune_config.with_values(winner.values).batch_size
-        rows_seen, rows_of_one = self.board.state.rows_seen, max(winner.steps, 1) * batch_size
+        rows_seen, rows_of_one = self.board.state.rows_seen, winner.steps * batch_size
+        if workflow.patched("rows-really-trained"):
+            rows_of_one = rungs.rows_of_whole(winner.steps, winner.first_step, winner.rows_seen, batch_size)
         count = rungs.random_trials_at_equal_rows(rows_seen, rows_of_one)
         own, is_paid_for = self.board.state, workflow.patched("random-trials-named-and-paid-for")
         if is_paid_for:
