@@ -17,7 +17,6 @@ from bert_train_parallel.progress import Event
 from bert_train_parallel.run_files import RunFiles
 from bert_train_parallel.sweeps import lease
 from bert_train_parallel.sweeps.messages import BertFineTuneRequest, BertFineTuneResult, CheckpointInfo, State
-from bert_train_parallel.sweeps.run_facts import facts_of
 
 MOST_FAILURES = 3  # of a trial's own
 MOST_KILLS = 10  # from outside, in a row and without a new checkpoint
@@ -132,6 +131,8 @@ def result_of(request: BertFineTuneRequest, files: RunFiles, course: Course) -> 
     Raises:
         BadRun: its RESULT cannot be read.
     """
+    from bert_train_parallel.sweeps.run_facts import facts_of  # which loads numpy, and workflows import this module
+
     result, stats = _read(files.result), _read(files.stats)
     validated = {name: float(value) for name, value in result["figures"]["validate"].items() if _is_number(value)}
     metric = metric_of(validated, request.metric)
