@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 
 from bert_train_parallel.sweeps.space import Choice, FloatRange, IntRange, Parameter, SweepSpace, Value, is_in_force
 
@@ -152,7 +152,7 @@ def _listed(parameter: Parameter) -> Sequence[Value]:
 
 
 def _combinations(
-    parameters: Sequence[tuple[str, Parameter]], listed: Callable[[Parameter], Sequence[Value]], taken: Values | None = None
+    parameters: Sequence[tuple[str, Parameter]], listed: Callable[[Parameter], Iterable[Value]], taken: Values | None = None
 ) -> Iterator[Values]:
     """Every combination of values that are in force beside each other, the last parameter changing fastest."""
     taken = taken or {}
@@ -167,16 +167,16 @@ def _combinations(
         yield from _combinations(rest, listed, taken | {name: value})
 
 
-def grid_values(parameter: FloatRange | IntRange | Choice) -> list[Value]:
-    """What a grid takes of a range: every choice and whole number, and `num` floats from end to end.
+def grid_values(parameter: FloatRange | IntRange | Choice) -> Iterable[Value]:
+    """What a grid takes of a range: every choice and whole number, and `num` floats from end to end; none is made before it is asked for.
 
-    >>> grid_values(FloatRange(low=1e-5, high=1e-3, log=True, num=3))
+    >>> list(grid_values(FloatRange(low=1e-5, high=1e-3, log=True, num=3)))
     [1e-05, 0.0001, 0.001]
     """
     if isinstance(parameter, Choice):
-        return list(parameter.values)
+        return parameter.values
     if isinstance(parameter, IntRange):
-        return list(range(parameter.low, parameter.high + 1, parameter.step))
+        return range(parameter.low, parameter.high + 1, parameter.step)
     if parameter.num is None:
         ends = json.dumps({"low": parameter.low, "high": parameter.high, "log": parameter.log, "num": 5})
         raise ValueError(
@@ -184,7 +184,8 @@ def grid_values(parameter: FloatRange | IntRange | Choice) -> list[Value]:
             f'or {{"values": [{parameter.low:g}, {parameter.high:g}]}} for these two alone'
         )
     steps = max(parameter.num - 1, 1)
-    return list(dict.fromkeys(value_at(parameter, step / steps) for step in range(parameter.num)))
+    found = (value_at(parameter, step / steps) for step in range(parameter.num))
+    return (value for value, _ in itertools.groupby(found))  # two that are alike in six digits stand beside each other
 
 
 def grid(space: SweepSpace) -> Iterator[Values]:

@@ -49,7 +49,7 @@ class FloatRange(_Range, frozen=True):
     low: float = Field(allow_inf_nan=False)
     high: float = Field(allow_inf_nan=False)
     log: bool = False
-    num: int | None = Field(default=None, ge=1)  # values that a grid takes from the range
+    num: int | None = Field(default=None, ge=1, le=10_000)  # values that a grid takes from the range
 
 
 class IntRange(_Range, frozen=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+import time
 
 import pytest
 from hypothesis import given
@@ -22,6 +23,7 @@ from bert_train_parallel.sweeps.space import Choice, FloatRange, IntRange, Sweep
         ({"batch_size": {"low": 32, "high": 16}}, "low 32 is above high 16"),
         ({"warmup": {"low": 0.0, "high": 0.5, "log": True}}, "begins above 0"),
         ({"batch_size": [16, 16]}, "16 is there twice"),
+        ({"warmup": {"low": 0.0, "high": 0.5, "num": 10**9}}, "less than or equal to 10000"),
         ({"batch_size": []}, "at least 1 item"),
         ({"batchsize": [16]}, "Did you mean batch_size"),
         ({"metric": ["loss", "accuracy"]}, "metric cannot be searched"),
@@ -99,6 +101,19 @@ def test_a_whole_number_is_within_its_range_and_on_a_step(low: int, span: int, s
 def test_a_grid_without_a_number_of_floats_says_which() -> None:
     with pytest.raises(ValueError, match="learning_rate: a grid needs to know how many"):
         list(grid(SweepSpace(learning_rate=[1e-5, 1e-3])))
+
+
+def test_a_grid_over_a_space_that_never_ends_begins_at_once() -> None:
+    deep = {"low": 0.01, "high": 0.5, "num": 9, "when": {"schedule": "linear"}}
+    names = ("warmup", "weight_decay", "clip_norm", "dropout", "attention_dropout")
+    conditional = SweepSpace.model_validate({"schedule": ["constant", "linear"], "combine": ["mean", "vote"], **dict.fromkeys(names, deep)})
+    wide = SweepSpace.model_validate({"seed": {"low": 0, "high": 10**12}, "warmup": {"low": 0.0, "high": 0.5, "num": 9}})
+    began = time.monotonic()
+    first = list(itertools.islice(grid(conditional), 4))
+    assert [values["schedule"] for values in first] == ["constant", "constant", "linear", "linear"]
+    assert [values.get("attention_dropout") for values in first] == [None, None, 0.01, 0.07125]
+    assert next(grid(wide)) == {"seed": 0, "warmup": 0.0}
+    assert time.monotonic() - began < 1
 
 
 SMALL = SweepSpace(batch_size=[8, 16, 32], epochs={"low": 1, "high": 4})
