@@ -111,7 +111,7 @@ def test_a_grid_over_a_space_that_never_ends_begins_at_once() -> None:
     began = time.monotonic()
     first = list(itertools.islice(grid(conditional), 4))
     assert [values["schedule"] for values in first] == ["constant", "constant", "linear", "linear"]
-    assert [values.get("attention_dropout") for values in first] == [None, None, 0.01, 0.07125]
+    assert [values.get("weight_decay") for values in first] == [None, None, 0.01, 0.07125]
     assert next(grid(wide)) == {"seed": 0, "warmup": 0.0}
     assert time.monotonic() - began < 1
 
