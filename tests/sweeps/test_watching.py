@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from bert_train_parallel.sweeps import board, watching
 from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps.results import as_csv, leaderboard_rows
 from bert_train_parallel.sweeps.run import show, start
+from bert_train_parallel.sweeps.server import connect
 
 from .simulated import Simulated, served, sweep
 
@@ -50,3 +52,24 @@ def test_the_end_says_why_some_trials_have_no_score(tmp_path: Path, capsys: pyte
     (place / "RESULT.json").write_text(json.dumps({"request": sweep().model_dump(mode="json"), "result": result.model_dump(mode="json")}))
     assert show(result, sweep(), tmp_path) == 0
     assert capsys.readouterr().out.endswith("without a score: 2 trials\n  2 oom: No room.\n")
+
+
+def test_who_watches_a_sweep_that_nobody_serves_is_told_so_and_sees_its_end(
+    server: str, simulated: Simulated, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "LOOK_S", 0.1)
+    monkeypatch.setattr(watching, "PATIENCE", timedelta(seconds=0.5))
+
+    async def go() -> m.SweepResult:
+        client = await connect(server)
+        await start(client, sweep(experiment_id="unserved", num_trials=1))
+        watcher = asyncio.create_task(watching.follow(client, "unserved"))
+        await asyncio.sleep(1.5)
+        monkeypatch.setattr(watching, "PATIENCE", timedelta(seconds=20))
+        async with served(server, simulated):
+            return await watcher
+
+    assert asyncio.run(asyncio.wait_for(go(), 60)).trials == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "No worker answers for unserved, though the server does; trials under way go on"
+    assert any(line.startswith("trial t0000  accuracy ") for line in said)
