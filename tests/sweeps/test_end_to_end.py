@@ -14,12 +14,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from bert_train_parallel.processes import cores
 from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps.cli import main
 from bert_train_parallel.sweeps.evaluation import evaluate
 from bert_train_parallel.sweeps.folder import SharedFolder
+from bert_train_parallel.sweeps.run_facts import facts_of
 
 from .seen import leaderboard, left_over
 
@@ -42,6 +44,11 @@ def test_a_given_configuration_is_trained_evaluated_and_used(
     assert "16 samples of validation" in said[-2]
     measured = asyncio.run(evaluate(m.BertEvalRequest(run_id="mine", use_gpu=False), SharedFolder(tmp_path / "out"), lambda: None))
     assert measured.dataset_name == tuned["dataset_name"]
+    files = SharedFolder(tmp_path / "out").finished_files("mine")
+    assert files
+    facts = facts_of(m.BertFineTuneRequest(run_id="mine", config=m.BertFineTuneConfig()), files, {})
+    assert facts["num_parameters"] == sum(one.numel() for one in load_file(files.model_folder / "model.safetensors").values())
+    assert (facts["inferred_text_field"], facts["inferred_label_field"]) == ("text", "label")
     assert measured.baseline_accuracy is not None
     assert 0.3 < measured.baseline_accuracy < 0.8
     assert measured.improvement_vs_baseline == pytest.approx((measured.accuracy or 0) - measured.baseline_accuracy)
