@@ -19,6 +19,7 @@ from bert_train_parallel.sweeps.rungs import best_first
 KEPT = 100  # of the best trials, in memory and in messages; all are in the history file
 NEWEST = 200  # trials that ended last, in memory alone: whoever looks each second sees every one
 RECORD_EVERY = 50  # trials: their results are then in that file, and no longer in messages
+DRAWS_AT_ONCE = 5_000  # some tenths of a second; Temporal takes a workflow that computes for 2 s for one that is stuck
 EVENTS_A_RUN = 10_000  # of the 51,200 that a workflow's history may have; then the sweep goes on in a new run
 
 

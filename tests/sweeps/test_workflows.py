@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -10,10 +11,11 @@ from typing import Any
 import pytest
 from temporalio.client import WorkflowFailureError, WorkflowHandle, WorkflowUpdateFailedError
 
-from bert_train_parallel.sweeps import board, history, training, watching
+from bert_train_parallel.sweeps import board, draw, history, training, watching
 from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps.draw import draw_random
 from bert_train_parallel.sweeps.snapshots import take_snapshot
+from bert_train_parallel.sweeps.space import SweepSpace
 from bert_train_parallel.sweeps.workflows import CheckpointedBertTrainingWorkflow, CoordinatorWorkflow, LadderSweepWorkflow, SweepWorkflow
 
 from .simulated import BASE, Simulated, served, sweep
@@ -53,6 +55,21 @@ def test_a_random_sweep_runs_every_trial_once_with_the_values_that_its_seed_draw
     }
     assert result.gpu_hours == pytest.approx(7 * 60 / 3600)
     assert len(simulated.exported) == 1
+
+
+def test_many_trials_are_drawn_with_pauses_lest_their_sweep_is_taken_for_stuck(
+    server: str, simulated: Simulated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(space: SweepSpace, seed: int, number: int, again: int = 0) -> dict[str, Any]:
+        time.sleep(0.1)
+        return draw_random(space, seed, number, again)
+
+    monkeypatch.setattr(draw, "draw_random", slowly)
+    monkeypatch.setattr(board, "DRAWS_AT_ONCE", 5)
+    ladder = {"stages": [{"epochs": 1, "keep": 1, "new": 26}, {"epochs": 2}]}
+    result = run_sweep(server, simulated, sweep(num_trials=26, max_concurrency=13, ladder=ladder))
+    begun = {trial.number: trial.values for trial in result.leaderboard if trial.rung == 0}
+    assert begun == {number: draw_random(sweep().space, 42, number) for number in range(26)}
 
 
 def test_never_more_trials_at_a_time_than_asked_for(server: str, simulated: Simulated) -> None:

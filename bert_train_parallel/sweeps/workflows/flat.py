@@ -16,7 +16,7 @@ with workflow.unsafe.imports_passed_through():
     from bert_train_parallel.sweeps.controls import clock
     from bert_train_parallel.sweeps.draw import Values, draw_random, draws, grid, why_no_more
     from bert_train_parallel.sweeps.workflows.failures import MISTAKES
-    from bert_train_parallel.sweeps.workflows.sweep import Sweep
+    from bert_train_parallel.sweeps.workflows.sweep import Sweep, taken_from
 
 
 @workflow.defn(failure_exception_types=MISTAKES)
@@ -95,7 +95,8 @@ class SweepWorkflow(Sweep):
             return draw_random(request.space, request.seed, number)
         if request.chosen_sampler == "random":
             if self._draws is None:
-                self._draws = itertools.islice(draws(request.space, request.seed), number, None)
+                self._draws = draws(request.space, request.seed)
+                await taken_from(self._draws, number)
             return next(self._draws, None)
         running = [m.TrialValues(number=key[0], values=one.trial.values) for key, one in sorted(self.board.running.items())]
         proposals = await training.suggest(

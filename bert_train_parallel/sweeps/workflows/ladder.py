@@ -87,7 +87,7 @@ class LadderSweepWorkflow(Sweep):
             return []
         self.board.update(number=first + rung.new)  # of trials that the space has no values for too
         if request.chosen_sampler == "random" or rung.number == 0:
-            values = self.drawn(request.seed, first, first + rung.new)
+            values = await self.drawn(request.seed, first, first + rung.new)
         else:
             values = await training.suggest(
                 m.SuggestRequest(
@@ -200,7 +200,7 @@ class LadderSweepWorkflow(Sweep):
             beside.update(snapshot=own.snapshot, concurrency=own.concurrency, trials=count, on_gpus=own.on_gpus)
         self.board = beside  # people now see, and steer, the random trials
         first = beside.state.number
-        planned = [Planned(first + place, one) for place, one in enumerate(self.drawn(request.seed + 1, first, count))]
+        planned = [Planned(first + place, one) for place, one in enumerate(await self.drawn(request.seed + 1, first, count))]
         beside.update(trials=first + len(planned))
 
         async def between(place: int, begun: list[asyncio.Task[m.TrialResult]]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from datetime import timedelta
 from typing import Any
 
 from pydantic import ValidationError
@@ -100,12 +101,12 @@ class Sweep(Controls):
     async def _train(self, trial: Planned, rung: rungs.Rung | None) -> m.BertFineTuneResult:
         return await training.train(self.request_of(trial, rung), bool(self.board.state.on_gpus))
 
-    def drawn(self, seed: int, first: int, until: int) -> list[Values]:
+    async def drawn(self, seed: int, first: int, until: int) -> list[Values]:
         """The values of some trials of a random sweep, by their numbers; fewer where the space has no others."""
         space = self.board.request.space
         if not workflow.patched("no-configuration-twice"):
             return [draw_random(space, seed, number) for number in range(first, until)]
-        found = list(itertools.islice(draws(space, seed), first, until))
+        found = (await taken_from(draws(space, seed), until))[first:]
         if len(found) < until - first:
             self.own.update(note=why_no_more(space))
         return found
@@ -167,6 +168,18 @@ class Sweep(Controls):
     def history_is_long(self) -> bool:
         info = workflow.info()
         return info.is_continue_as_new_suggested() or info.get_current_history_length() > limits.EVENTS_A_RUN
+
+
+async def taken_from(drawn: Iterator[Values], count: int) -> list[Values]:
+    """The next of what is drawn, with a pause now and then; fewer where there are no others."""
+    found: list[Values] = []
+    at_once = limits.DRAWS_AT_ONCE if count > limits.DRAWS_AT_ONCE and workflow.patched("draws-with-pauses") else count
+    while True:
+        some = list(itertools.islice(drawn, min(at_once, count - len(found))))
+        found += some
+        if len(some) < at_once or len(found) == count:
+            return found
+        await workflow.sleep(timedelta(milliseconds=1))
 
 
 def trial_result(trial: Planned, found: m.BertFineTuneResult) -> m.TrialResult:
