@@ -136,7 +136,8 @@ class _Helper:
 
 def _start(tokenizer: TextTokenizer, settings: FoldingSettings) -> _Helper | None:
     """A process that has been given all it needs; None where none can be started."""
-    command = [sys.executable, "-c", _PROGRAM.format(module=__name__)]
+    # -P: the folder that the user stands in may hold a file named as a module is
+    command = [sys.executable, "-P", "-c", _PROGRAM.format(module=__name__)]
     environment = os.environ | {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     try:
         process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)

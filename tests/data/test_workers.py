@@ -108,6 +108,25 @@ def test_a_machine_that_starts_no_more_processes_will_do(
     assert contents(source) == expected
 
 
+def test_processes_import_nothing_from_the_folder_that_the_user_stands_in(
+    contents: Contents, write_csv: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_csv(400)
+    (source.parent / "pickle.py").write_text("open('was_run', 'w').close()\n")
+    monkeypatch.chdir(source.parent)
+    monkeypatch.setattr(workers, "cores", lambda: 2)
+    work_on, answers = workers._Helper.work_on, []
+
+    def counted(self: workers._Helper, texts: list[tuple[str, ...]]) -> workers.Worked:
+        answers.append(work_on(self, texts))
+        return answers[-1]
+
+    monkeypatch.setattr(workers._Helper, "work_on", counted)
+    contents(source)
+    assert not Path("was_run").exists()
+    assert answers
+
+
 def test_processes_end_with_the_one_that_is_killed(tiny_tokenizer: Path) -> None:
     program = f"""
         import time
