@@ -138,7 +138,9 @@ class DataParallel:
     def _heaviest_share(self, batch_size: int) -> IntArray:
         """The longest rows of the split, as many as the share of this rank may have: no step asks for more."""
         lengths = self._rows.lengths
-        rows = min(len(lengths), math.ceil(batch_size * self.shares.parts[self._world.rank.rank]))
+        rows = max(
+            1, min(len(lengths), math.ceil(batch_size * self.shares.parts[self._world.rank.rank]))
+        )  # where it has none, it evaluates
         return np.argpartition(lengths, len(lengths) - rows)[len(lengths) - rows :]
 
     def _try(self, numbers: IntArray) -> None:

@@ -108,10 +108,13 @@ def set_up(world: World, store: Store, config: TrainConfig, start: Start, report
     dtype = kept["resolved"]["dtype"] if kept else choose_dtype(config.dtype, world)
     blueprint = Blueprint(**kept["blueprint"]) if kept else None
     model, tokenizer = load_model(world, store, config, parameters_dtype(dtype), blueprint)
-    matmul: Library = kept["resolved"]["matmul"] if kept and config.matmul == "auto" else choose_library(world, model, config, dtype)
-    use_matmul(model, matmul)
+    known: Library | None = kept["resolved"]["matmul"] if kept and config.matmul == "auto" and dtype == "float32" else None
+    matmul = known or choose_library(world, model, config, dtype)
+    if config.matmul == "onednn" != matmul:
+        reporter.say(f"--matmul onednn changes nothing: it is for float32 on a CPU, and this is {dtype} on {world.device.type}")
+    use_matmul(model, matmul or "mkl")
     resolved = {"dtype": dtype, "matmul": matmul, "device": world.device.type, "backend": world.backend}
-    config = config.model_copy(update={name: resolved[name] for name in ("dtype", "matmul", "device")})
+    config = config.model_copy(update={name: resolved[name] for name in ("dtype", "matmul", "device") if resolved[name]})
     rows = training_rows(store, config)
     if not len(rows):
         raise BadSetting(f"{store.path} has no training samples. Build it again with another --split.")
@@ -161,10 +164,15 @@ def load_model(
     return model or build_from(plan, dtype), tokenizer
 
 
-def choose_library(world: World, model: PackedModel, config: TrainConfig, dtype: str) -> Library:
-    """The library of float32 products on CPUs for the whole world: oneDNN where it was asked for, or every node finds it faster."""
-    if dtype != "float32" or world.device.type != "cpu":
-        return "mkl"
+def choose_library(world: World, model: PackedModel, config: TrainConfig, dtype: str) -> Library | None:
+    """The library of products on CPUs for the whole world, None on other devices.
+
+    In float32 it is oneDNN where that was asked for, or every node finds it faster; torch itself takes oneDNN in bfloat16.
+    """
+    if world.device.type != "cpu":
+        return None
+    if dtype != "float32":
+        return "onednn" if dtype == "bfloat16" and torch.backends.mkldnn.is_available() else "mkl"
     first_of_node = world.rank.is_first_of_node
     found = world.together(lambda: choose_matmul(config.matmul, model).library if first_of_node else "onednn")
     return "onednn" if all(library == "onednn" for library in found) else "mkl"
@@ -184,7 +192,7 @@ def introduction(world: World, store: Store, config: TrainConfig, model: PackedM
     yield f"model: {config.model}, {size / 1e6:.1f} M parameters, {'packed' if model.packed else 'padded in groups of like length'}"
     nodes = list(dict.fromkeys(world.hosts))
     ranks = f"{world.size} rank{'s' * (world.size > 1)} on {', '.join(nodes[:8])}{', ...' * (len(nodes) > 8)}"
-    matmul = f", matmul {config.matmul}" if config.dtype == "float32" and world.device.type == "cpu" else ""
+    matmul = f", matmul {config.matmul}" if world.device.type == "cpu" else ""
     backend = f", {world.backend}" if world.size > 1 else ""
     yield f"world: {ranks}, {world.device.type}{backend}, {config.dtype}{matmul}, {torch.get_num_threads()} threads each"
     yield f"steps: {course.steps} of {config.batch_size} rows, {course.steps_per_epoch} an epoch"

@@ -131,6 +131,28 @@ def test_recomputed_activations_give_the_same_gradients_with_dropout_on(name: st
     assert greatest_difference(computed_again, kept) < 1e-12
 
 
+def test_a_kernel_that_is_tried_within_a_layer_does_not_disturb_its_recomputation(monkeypatch: pytest.MonkeyPatch) -> None:
+    def grouped(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: attention.Packing, *rest: Any) -> torch.Tensor:
+        scaling, window, first_tokens = rest
+        return attention._grouped(query, key, value, packing, 0.0, scaling, window, first_tokens)
+
+    tried = []
+
+    def has_varlen(query: torch.Tensor, dropout: float) -> bool:
+        tried.append(attention._varlen_is_right(query.device, query.dtype, query.shape[1], query.shape[2]))
+        return tried[-1]
+
+    attention._varlen_is_right.cache_clear()
+    monkeypatch.setattr(attention, "_varlen", grouped)
+    monkeypatch.setattr(attention, "_has_varlen", has_varlen)
+    model = packed_model("bert", torch.float64)
+    model.checkpoint_gradients()
+    model(*packed_rows(LENGTHS["random"])).sum().backward()
+    attention._varlen_is_right.cache_clear()
+    assert tried
+    assert all(tried)
+
+
 def test_a_family_that_cannot_recompute_says_so() -> None:
     with pytest.raises(BadSetting, match="--gradient_checkpointing: models of the kind 'albert' cannot"):
         packed_model("albert", torch.float32).checkpoint_gradients()

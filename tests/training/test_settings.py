@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from bert_train_parallel.run_files import RunFiles
 from training import worlds
@@ -35,6 +36,7 @@ def test_bfloat16_learns_as_float32_does(train: Train) -> None:
     flags = ("--epochs", "6", "--batch_size", "16", "--lr", "3e-3", "--dropout", "0", "--log_every", "1", "--no_export")
     full, half = (train(dtype, 1, "--dtype", dtype, *flags) for dtype in ("float32", "bfloat16"))
     assert result_of(half)["settings"]["dtype"] == "bfloat16"
+    assert result_of(half)["world"]["matmul"] == ("onednn" if torch.backends.mkldnn.is_available() else "mkl")
     assert worlds.losses(half)[1] == pytest.approx(worlds.losses(full)[1], abs=0.02)
     assert result_of(full)["figures"]["test"]["accuracy"] == result_of(half)["figures"]["test"]["accuracy"] == 1.0
 
