@@ -31,13 +31,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from bert_train_parallel.data.batches import IntArray, Rows
 from bert_train_parallel.data.split import SPLITS
+from bert_train_parallel.data.store_lock import only_builder
 from bert_train_parallel.errors import BadStore, DamagedStore, NotWritable
 from bert_train_parallel.run_files import written_aside
 
@@ -179,23 +180,27 @@ class Store:
     def _mapped(self, split: str, parts: Sequence[tuple[str, int]]) -> list[npt.NDArray[Any]] | None:
         """Arrays of these types and lengths, what `_arrays` and then `_tokens` give, in a file that is mapped; None where none can be.
 
-        It lies beside the store, or where that is read-only, in the folder for temporary files. Processes that come
-        at the same time write equal files, and the last name wins.
+        It lies beside the store, or where that is read-only, in the folder for temporary files. Of processes that come
+        at the same time one writes it, and the others wait: each file that is written takes its place on the disk and in memory.
         """
         name = f".{self.path.name}.{self.fingerprint}.{split}.rows"
-        size = sum(map(_bytes_of, parts))
         for folder in (self.path.parent, Path(tempfile.gettempdir())):
             path = folder / name
             with contextlib.suppress(NotWritable):
-                if not path.exists() or path.stat().st_size != size:
-                    with written_aside(path) as aside, open(aside, "wb") as file:
-                        for array in self._arrays(split):
-                            file.write(array.data)
-                        for ids in self._token_blocks(split):
-                            file.write(ids)
-                if path.stat().st_size == size:
+                if not _has_size(path, parts):
+                    with only_builder(path):
+                        if not _has_size(path, parts):  # it may have been written meanwhile
+                            with written_aside(path) as aside, open(aside, "wb") as file:
+                                self._write_rows(split, file)
+                if _has_size(path, parts):
                     return _map_arrays(path, parts)
         return None
+
+    def _write_rows(self, split: str, file: IO[bytes]) -> None:
+        for array in self._arrays(split):
+            file.write(array.data)
+        for ids in self._token_blocks(split):
+            file.write(ids)
 
     def samples(self, split: str) -> Samples:
         """The samples of a split."""
@@ -270,6 +275,10 @@ def _bytes_of(part: tuple[str, int]) -> int:
     return np.dtype(kind).itemsize * length
 
 
+def _has_size(path: Path, parts: Sequence[tuple[str, int]]) -> bool:
+    return path.exists() and path.stat().st_size == sum(map(_bytes_of, parts))
+
+
 def _map_arrays(path: Path, parts: Sequence[tuple[str, int]]) -> list[npt.NDArray[Any]]:
     """The arrays of these types and lengths that lie in a file one after the other, read when they are looked into."""
     with open(path, "rb") as file:
@@ -280,8 +289,9 @@ def _map_arrays(path: Path, parts: Sequence[tuple[str, int]]) -> list[npt.NDArra
 
 def forget_mapped_rows(path: Path) -> None:
     """Remove the files of rows beside a store that has been replaced; processes that have mapped them keep them."""
-    for file in path.parent.glob(f".{path.name}.*.rows"):
-        file.unlink(missing_ok=True)
+    for pattern in (f".{path.name}.*.rows", f"..{path.name}.*.rows.*"):  # the second: what killed processes left of writing them
+        for file in path.parent.glob(pattern):
+            file.unlink(missing_ok=True)
 
 
 class StoreWriter:

@@ -109,6 +109,56 @@ def test_rows_of_a_large_split_are_mapped_from_one_file(store: Store, monkeypatc
     check_mapped()
 
 
+MAPPER = """
+import sys, time
+from pathlib import Path
+from bert_train_parallel.data.store import Store
+Store.mapped_from = 0
+arrays = Store._arrays
+def slowly(self, split):
+    time.sleep(0.5)  # so that all have looked for the file before one has written it
+    return arrays(self, split)
+Store._arrays = slowly
+store = Store.open(sys.argv[1])
+print("ready", flush=True)
+sys.stdin.readline()
+rows = store.rows("train")
+maps = [line.split(None, 5) for line in Path("/proc/self/maps").read_text().splitlines() if ".rows" in line]
+print(*{(inode, path) for *_, inode, path in maps}, int(rows.tokens.sum()), flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks the kernel what is mapped")
+def test_processes_that_come_at_the_same_time_map_the_same_file(write_csv: Callable[..., Path], tiny_tokenizer: Path) -> None:
+    source = write_csv(300)
+    with prepare(DataConfig(model=str(tiny_tokenizer), sequence_len=32), str(source), say=lambda line: None) as store:
+        command = [sys.executable, "-c", MAPPER, str(store.path)]
+        children = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(4)]
+        for child in children:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "ready\n"
+        for child in children:
+            assert child.stdin is not None
+            child.stdin.write("go\n")
+            child.stdin.flush()
+        (said,) = {child.communicate(timeout=60)[0] for child in children}
+        (file,) = store.path.parent.glob(".*.rows")
+        assert said == f"{(str(file.stat().st_ino), str(file))} {store.rows('train').tokens.sum()}\n"
+        assert {path.name for path in source.parent.iterdir()} == {source.name, store.path.name, file.name}
+
+
+def test_what_a_killed_process_left_of_writing_mapped_rows_goes_with_the_store(
+    write_csv: Callable[..., Path], tiny_tokenizer: Path
+) -> None:
+    source = write_csv(60)
+    for sequence_len in (32, 16):
+        prepare(DataConfig(model=str(tiny_tokenizer), sequence_len=sequence_len), str(source), say=lambda line: None).close()
+        if sequence_len == 32:
+            for ending in (".rows", ".rows.lock", ".rows.0123abcd.part"):
+                (source.parent / f"{'.' * (1 + (ending != '.rows'))}leanings.sqlite.0123.train{ending}").touch()
+    assert {path.name for path in source.parent.iterdir()} == {source.name, "leanings.sqlite"}
+
+
 def test_a_run_is_added_beside_open_readers(store: Store) -> None:
     with Store.open(store.path) as reader:
         store.add_run({"run": "a", "figures": {"accuracy": 0.5}})
