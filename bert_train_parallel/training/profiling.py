@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ from torch.profiler import ProfilerActivity, profile
 
 from bert_train_parallel.data.batches import IntArray
 from bert_train_parallel.run_files import written_aside
+from bert_train_parallel.training.course import Course
+from bert_train_parallel.training.data_parallel import DataParallel
 from bert_train_parallel.training.precision import autocast
-from bert_train_parallel.training.strategy import StepResult, Strategy
+from bert_train_parallel.training.strategy import StepResult
 
-_WARM, _TIMED, _TRACED = 3, 10, 5  # steps: not looked at, timed, traced (which makes them slower)
+_WARM, _TIMED, _TRACED = 3, 10, 5  # steps, where an epoch has as many: not looked at, timed, traced (which makes them slower)
+_FEWEST = 3  # one of each
 _KINDS = {
     "matrix products": r"addmm|aten::b?mm$|linear_pointwise|gemm|cutlass|nvjet",
     "attention": r"scaled_dot_product|flash|efficient_attention|fmha|varlen",
@@ -31,13 +35,58 @@ _KINDS = {
 }
 
 
-class Profiled:
-    """A strategy whose early steps are timed, then traced; all else it hands on."""
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which steps are timed and which traced, by their numbers in the run. All are of one epoch: validation is no part of a step."""
 
-    def __init__(self, strategy: Strategy, model: nn.Module, dtype: str, trace: Path, say: Callable[[str], None]) -> None:
+    timed_from: int
+    traced_from: int
+    end: int  # the step after the last one that is traced
+
+    @property
+    def timed(self) -> int:
+        return self.traced_from - self.timed_from
+
+    @property
+    def traced(self) -> int:
+        return self.end - self.traced_from
+
+
+def plan_profile(course: Course, step: int) -> Plan | None:
+    """The plan for a run that begins with this step: in its first epoch that has steps enough, else in its longest.
+
+    None where no epoch has one step to warm up, one to time and one to trace.
+    """
+    epochs = range(step // course.steps_per_epoch, course.epochs)
+    places = [(max(step, epoch * course.steps_per_epoch), course.end_of(epoch)) for epoch in epochs]
+    first, end = max(places, key=lambda place: min(place[1] - place[0], _WARM + _TIMED + _TRACED), default=(step, step))
+    if end - first < _FEWEST:
+        return None
+    warm, timed, traced = divide(end - first)
+    return Plan(first + warm, first + warm + timed, first + warm + timed + traced)
+
+
+def divide(steps: int) -> tuple[int, int, int]:
+    """How many of these steps, at least 3, to let pass, to time and to trace.
+
+    >>> divide(100), divide(9), divide(3)
+    ((3, 10, 5), (1, 6, 2), (1, 1, 1))
+    """
+    all_steps = _WARM + _TIMED + _TRACED
+    steps = min(steps, all_steps)
+    warm, traced = (max(1, steps * part // all_steps) for part in (_WARM, _TRACED))
+    return warm, steps - warm - traced, traced
+
+
+class Profiled:
+    """A strategy of whose early steps some are timed, then some traced; all else it hands on."""
+
+    def __init__(self, strategy: DataParallel, model: nn.Module, dtype: str, trace: Path, say: Callable[[str], None]) -> None:
         self._strategy, self._model, self._dtype, self._trace, self._say = strategy, model, dtype, trace, say
+        self._course = Course(strategy._rows, strategy._config)  # no strategy is asked how long a run is, but a profile must end in time
         self._device = next(model.parameters()).device
-        self._done = 0
+        self._begun = False
+        self._plan: Plan | None = None
         self._began = self._seconds = 0.0
         self._products = ProductCounter(model)
         self._profiler: profile | None = None
@@ -46,39 +95,50 @@ class Profiled:
         return getattr(self._strategy, name)
 
     def step(self, numbers: IntArray, step: int, learning_rate: float) -> StepResult:
-        if self._done == _WARM:
+        if not self._begun:
+            self._begin(step)
+        plan = self._plan
+        if plan and step == plan.timed_from:
             self._wait()
             self._products.start()
             self._began = time.perf_counter()
-        if self._done == _WARM + _TIMED:
+        if plan and step == plan.traced_from:
             self._wait()
-            self._seconds = (time.perf_counter() - self._began) / _TIMED
+            self._seconds = (time.perf_counter() - self._began) / plan.timed
             self._products.stop()
             gpu = [ProfilerActivity.CUDA] if self._device.type == "cuda" else []
             self._profiler = profile(activities=[ProfilerActivity.CPU, *gpu])
             self._profiler.start()
         result = self._strategy.step(numbers, step, learning_rate)
-        self._done += 1
-        if self._done == _WARM + _TIMED + _TRACED and self._profiler is not None:
+        if plan and self._profiler and step + 1 == plan.end:
             self._wait()
             self._profiler.stop()
-            self._tell(self._profiler)
+            self._tell(self._profiler, plan)
             self._profiler = None
         return result
 
-    def _tell(self, profiler: profile) -> None:
+    def _begin(self, step: int) -> None:
+        self._begun, self._plan = True, plan_profile(self._course, step)
+        if self._plan is None:
+            left = min(self._course.steps_per_epoch, self._course.steps - step)
+            self._say(
+                f"--profile: this run has at most {left} step{'s' * (left != 1)} of an epoch left, and a profile takes {_FEWEST}, "
+                "to warm up, to time and to trace. Type a smaller --batch_size, or a larger --max_steps."
+            )
+
+    def _tell(self, profiler: profile, plan: Plan) -> None:
         with written_aside(self._trace) as aside:
             profiler.export_chrome_trace(str(aside))
         on_gpu = self._device.type == "cuda"
         times = {
-            event.key: (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6 / _TRACED
+            event.key: (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6 / plan.traced
             for event in profiler.key_averages()
         }
         self._say(f"profile: a step takes {1e3 * self._seconds:.1f} ms; while it is traced, of its computing time:")
         for kind, seconds in by_kind(times.items()).items():
             self._say(f"  {kind:<24} {1e3 * seconds:8.1f} ms  {100 * seconds / sum(times.values()):5.1f} %")
         rows = self._products.most_rows
-        speed, best = self._products.operations / _TIMED / self._seconds, measured_peak(self._model, rows, self._dtype)
+        speed, best = self._products.operations / plan.timed / self._seconds, measured_peak(self._model, rows, self._dtype)
         self._say(f"  linear layers: {speed / 1e9:.0f} GFLOP/s over the whole step, which is {100 * speed / best:.0f} % of the")
         self._say(f"  {best / 1e9:.0f} GFLOP/s that their products alone reach here with {rows} tokens. Trace: {self._trace}")
 

@@ -1,0 +1,81 @@
+"""A profile: which steps it takes, and what it makes of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from data.test_batches import make_rows
+
+from bert_train_parallel.config import TrainConfig
+from bert_train_parallel.training.course import Course
+from bert_train_parallel.training.profiling import Plan, Profiled, plan_profile
+from training import worlds
+
+
+def course_of(steps_per_epoch: int, epochs: int, max_steps: int | None = None) -> Course:
+    return Course(make_rows([3] * steps_per_epoch), TrainConfig(batch_size=1, epochs=epochs, max_steps=max_steps))
+
+
+class FewSteps:
+    """A strategy of one layer; what Profiled asks of the real one, without a world."""
+
+    def __init__(self, course: Course) -> None:
+        self._rows, self._config = course.rows, course.config
+        self.model = torch.nn.Sequential(torch.nn.Linear(8, 64))
+
+    def step(self, *_: object) -> None:
+        self.model(torch.zeros(5, 8)).sum().backward()
+
+
+def profiled(course: Course, trace: Path, first: int = 0) -> list[str]:
+    """What a profile of this course says."""
+    said: list[str] = []
+    strategy: Any = FewSteps(course)
+    watched = Profiled(strategy, strategy.model, "float32", trace, said.append)
+    for step in range(first, course.steps):
+        watched.step(course.batch(step), step, 0.0)
+    return said
+
+
+def test_a_long_run_is_profiled_in_its_first_steps_and_one_that_goes_on_in_its_own_first() -> None:
+    assert plan_profile(course_of(100, 2), 0) == Plan(3, 13, 18)
+    assert plan_profile(course_of(100, 2), 40) == Plan(43, 53, 58)
+
+
+def test_a_profile_lies_within_one_epoch_lest_validation_counts_as_a_step() -> None:
+    assert plan_profile(course_of(10, 5), 0) == Plan(1, 8, 10)
+    assert plan_profile(course_of(100, 2), 95) == Plan(103, 113, 118)
+    assert plan_profile(course_of(10, 2), 7) == Plan(11, 18, 20)
+
+
+def test_a_run_of_three_steps_is_profiled_and_one_of_two_is_not() -> None:
+    assert plan_profile(course_of(100, 2, max_steps=3), 0) == Plan(1, 2, 3)
+    assert plan_profile(course_of(100, 2, max_steps=2), 0) is None
+    assert plan_profile(course_of(2, 50), 0) is None
+    assert plan_profile(course_of(100, 1), 100) is None
+
+
+@pytest.mark.parametrize("steps", [3, 5, 30])
+def test_a_profile_of_any_length_says_its_figures_and_leaves_a_trace(steps: int, tmp_path: Path) -> None:
+    said = profiled(course_of(50, 1, max_steps=steps), tmp_path / "trace.json")
+    assert said[0].startswith("profile: a step takes")
+    assert len([line for line in said if "linear layers" in line]) == 1
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+
+
+def test_a_run_too_short_for_a_profile_says_how_many_steps_it_takes(tmp_path: Path) -> None:
+    (sentence,) = profiled(course_of(50, 1, max_steps=2), tmp_path / "trace.json")
+    assert "this run has at most 2 steps of an epoch left, and a profile takes 3" in sentence
+    assert not (tmp_path / "trace.json").exists()
+
+
+@pytest.mark.slow
+def test_two_ranks_of_three_steps_are_profiled(write_csv: Callable[..., Path], tiny_model: Path, tmp_path: Path) -> None:
+    source = write_csv(100)
+    flags = ("--model", tiny_model, "--max_steps", "3", "--batch_size", "8", "--epochs", "1", "--no_export", "--profile")
+    assert "profile: a step takes" in worlds.run_world(2, source, *flags, folder=tmp_path).output()
