@@ -133,7 +133,8 @@ class Store:
         """The folded rows of a split, in one scan.
 
         A large split is written once to a file beside the store, which all processes of a machine map into memory:
-        it is there once, and may be larger than memory.
+        it is there once, and may be larger than memory. Beside a store on a full or read-only disk, each process maps a
+        temporary file of its own.
         """
         _, n, n_tokens = self.counts[split]
         number = "<i8" if self.task_type == "classification" else "<f8"
@@ -180,20 +181,23 @@ class Store:
     def _mapped(self, split: str, parts: Sequence[tuple[str, int]]) -> list[npt.NDArray[Any]] | None:
         """Arrays of these types and lengths, what `_arrays` and then `_tokens` give, in a file that is mapped; None where none can be.
 
-        It lies beside the store, or where that is read-only, in the folder for temporary files. Of processes that come
-        at the same time one writes it, and the others wait: each file that is written takes its place on the disk and in memory.
+        It lies beside the store, and is trusted as the store is. Of processes that come at the same time one writes it, and
+        the others wait: each file that is written takes its place on the disk and in memory. Where it cannot be written, each
+        process maps a temporary file of its own that has no name, so that nobody else can have written it and none stays.
         """
-        name = f".{self.path.name}.{self.fingerprint}.{split}.rows"
-        for folder in (self.path.parent, Path(tempfile.gettempdir())):
-            path = folder / name
-            with contextlib.suppress(NotWritable):
-                if not _has_size(path, parts):
-                    with only_builder(path):
-                        if not _has_size(path, parts):  # it may have been written meanwhile
-                            with written_aside(path) as aside, open(aside, "wb") as file:
-                                self._write_rows(split, file)
-                if _has_size(path, parts):
-                    return _map_arrays(path, parts)
+        path = self.path.with_name(f".{self.path.name}.{self.fingerprint}.{split}.rows")
+        with contextlib.suppress(NotWritable):
+            if not _has_size(path, parts):
+                with only_builder(path):
+                    if not _has_size(path, parts):  # it may have been written meanwhile
+                        with written_aside(path) as aside, open(aside, "wb") as file:
+                            self._write_rows(split, file)
+            with open(path, "rb") as file:
+                return _map_arrays(file, parts)
+        with contextlib.suppress(OSError), tempfile.TemporaryFile() as file:
+            self._write_rows(split, file)
+            file.flush()
+            return _map_arrays(file, parts)
         return None
 
     def _write_rows(self, split: str, file: IO[bytes]) -> None:
@@ -279,10 +283,9 @@ def _has_size(path: Path, parts: Sequence[tuple[str, int]]) -> bool:
     return path.exists() and path.stat().st_size == sum(map(_bytes_of, parts))
 
 
-def _map_arrays(path: Path, parts: Sequence[tuple[str, int]]) -> list[npt.NDArray[Any]]:
+def _map_arrays(file: IO[bytes], parts: Sequence[tuple[str, int]]) -> list[npt.NDArray[Any]]:
     """The arrays of these types and lengths that lie in a file one after the other, read when they are looked into."""
-    with open(path, "rb") as file:
-        whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     begins = itertools.accumulate(map(_bytes_of, parts), initial=0)
     return [np.frombuffer(whole, kind, length, begin) for (kind, length), begin in zip(parts, begins, strict=False)]
 

@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -79,15 +80,16 @@ def test_the_store_has_no_journal_and_its_counts_can_be_read_with_sql(store: Sto
     connection.close()
 
 
+def is_mapped(array: np.ndarray) -> bool:
+    while isinstance(array.base, np.ndarray):
+        array = array.base
+    return isinstance(array.base, memoryview) and isinstance(array.base.obj, mmap.mmap)
+
+
 def test_rows_of_a_large_split_are_mapped_from_one_file(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def arrays() -> list[np.ndarray]:
         rows = store.rows("train")
         return [rows.tokens, rows.offsets, rows.sample, rows.targets, rows.segments_at]
-
-    def is_mapped(array: np.ndarray) -> bool:
-        while isinstance(array.base, np.ndarray):
-            array = array.base
-        return isinstance(array.base, memoryview) and isinstance(array.base.obj, mmap.mmap)
 
     in_memory = arrays()
     assert not any(map(is_mapped, in_memory))
@@ -145,6 +147,40 @@ def test_processes_that_come_at_the_same_time_map_the_same_file(write_csv: Calla
         (file,) = store.path.parent.glob(".*.rows")
         assert said == f"{(str(file.stat().st_ino), str(file))} {store.rows('train').tokens.sum()}\n"
         assert {path.name for path in source.parent.iterdir()} == {source.name, store.path.name, file.name}
+
+
+def test_rows_that_cannot_be_written_beside_the_store_are_taken_from_no_file_that_others_could_write(
+    store: Store, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = store.rows("train").tokens
+    monkeypatch.setattr(Store, "mapped_from", 0)
+    store.rows("train")
+    (file,) = store.path.parent.glob(".*.rows")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    planted = temporary / file.name
+    planted.write_bytes(bytes(file.stat().st_size))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    shutil.copy(store.path, disk.folder)
+    disk.make_read_only()
+    with Store.open(disk.folder / store.path.name) as copy:
+        found = copy.rows("train").tokens
+    assert is_mapped(found)
+    assert np.array_equal(found, expected)
+    assert list(temporary.iterdir()) == [planted]
+    assert [path.name for path in disk.folder.iterdir()] == [store.path.name]
+
+
+def test_rows_are_read_into_memory_where_no_file_takes_them(store: Store, disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = store.rows("train").tokens
+    monkeypatch.setattr(Store, "mapped_from", 0)
+    monkeypatch.setattr(tempfile, "tempdir", str(disk.folder))
+    shutil.copy(store.path, disk.folder)
+    disk.make_read_only()
+    with Store.open(disk.folder / store.path.name) as copy:
+        found = copy.rows("train").tokens
+    assert not is_mapped(found)
+    assert np.array_equal(found, expected)
 
 
 def test_what_a_killed_process_left_of_writing_mapped_rows_goes_with_the_store(
