@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from bert_train_parallel.data.batches import IntArray
@@ -129,14 +130,13 @@ class Profiled:
     def _tell(self, profiler: profile, plan: Plan) -> None:
         with written_aside(self._trace) as aside:
             profiler.export_chrome_trace(str(aside))
-        on_gpu = self._device.type == "cuda"
-        times = {
-            event.key: (event.self_device_time_total if on_gpu else event.self_cpu_time_total) / 1e6 / plan.traced
-            for event in profiler.key_averages()
-        }
+        times = computing_times(profiler.key_averages(), self._device.type == "cuda")
+        in_all = sum(seconds for _, seconds in times)
         self._say(f"profile: a step takes {1e3 * self._seconds:.1f} ms; while it is traced, of its computing time:")
-        for kind, seconds in by_kind(times.items()).items():
-            self._say(f"  {kind:<24} {1e3 * seconds:8.1f} ms  {100 * seconds / sum(times.values()):5.1f} %")
+        if not in_all:
+            self._say("  the profiler saw no kernel: another one may be at work, or the driver keeps its counters to root.")
+        for kind, seconds in by_kind(times).items():
+            self._say(f"  {kind:<24} {1e3 * seconds / plan.traced:8.1f} ms  {100 * seconds / in_all:5.1f} %")
         rows = self._products.most_rows
         speed, best = self._products.operations / plan.timed / self._seconds, measured_peak(self._model, rows, self._dtype)
         self._say(f"  linear layers: {speed / 1e9:.0f} GFLOP/s over the whole step, which is {100 * speed / best:.0f} % of the")
@@ -183,6 +183,21 @@ def measured_peak(model: nn.Module, rows: int, dtype: str, rounds: int = 10) -> 
             seconds = _seconds_of(partial(_forward_and_backward, layer, given, dtype), given.device)
             best = max(best, 6.0 * rows * inputs * outputs / seconds)
     return best
+
+
+def computing_times(events: Iterable[Any], on_gpu: bool) -> list[tuple[str, float]]:
+    """Names and seconds of what computed, each second once.
+
+    On a GPU that is the kernels alone: the operators that started them carry the same time, and the ranges that torch and NCCL name
+    there lie over them.
+
+    Args:
+        events: of `key_averages()` of torch's profiler; several may have one name.
+    """
+    if on_gpu:
+        kernels = (event for event in events if event.device_type != DeviceType.CPU and not event.is_user_annotation)
+        return [(event.key, event.self_device_time_total / 1e6) for event in kernels]
+    return [(event.key, event.self_cpu_time_total / 1e6) for event in events if event.device_type == DeviceType.CPU]
 
 
 def by_kind(times: Iterable[tuple[str, float]]) -> dict[str, float]:

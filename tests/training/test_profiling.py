@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 from data.test_batches import make_rows
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEventAvg
 
 from bert_train_parallel.config import TrainConfig
 from bert_train_parallel.training.course import Course
-from bert_train_parallel.training.profiling import Plan, Profiled, plan_profile
+from bert_train_parallel.training.profiling import Plan, Profiled, computing_times, plan_profile
 from training import worlds
 
 
@@ -72,6 +74,31 @@ def test_a_run_too_short_for_a_profile_says_how_many_steps_it_takes(tmp_path: Pa
     (sentence,) = profiled(course_of(50, 1, max_steps=2), tmp_path / "trace.json")
     assert "this run has at most 2 steps of an epoch left, and a profile takes 3" in sentence
     assert not (tmp_path / "trace.json").exists()
+
+
+def event_of(name: str, device: DeviceType, *, cpu: float = 0, gpu: float = 0, annotation: bool = False) -> FunctionEventAvg:
+    """One of a profiler's averages; microseconds."""
+    made = FunctionEventAvg()
+    made.key, made.device_type, made.is_user_annotation = name, device, annotation
+    made.self_cpu_time_total, made.self_device_time_total = cpu, gpu
+    return made
+
+
+EVENTS = [
+    event_of("aten::mm", DeviceType.CPU, cpu=7e6, gpu=5e6),
+    event_of("Optimizer.step#AdamW.step", DeviceType.CPU, cpu=1e6),
+    event_of("Optimizer.step#AdamW.step", DeviceType.CUDA, gpu=6e6, annotation=True),
+    event_of("nvjet_tst_128x256_64x4", DeviceType.CUDA, gpu=3e6),
+    event_of("nvjet_tst_128x256_64x4", DeviceType.CUDA, gpu=2e6),  # of another thread
+]
+
+
+def test_on_a_gpu_the_time_of_each_kernel_counts_once() -> None:
+    assert computing_times(EVENTS, on_gpu=True) == [("nvjet_tst_128x256_64x4", 3.0), ("nvjet_tst_128x256_64x4", 2.0)]
+
+
+def test_on_a_cpu_the_time_of_operators_counts() -> None:
+    assert computing_times(EVENTS, on_gpu=False) == [("aten::mm", 7.0), ("Optimizer.step#AdamW.step", 1.0)]
 
 
 @pytest.mark.slow
