@@ -24,15 +24,17 @@ from bert_train_parallel.training.strategy import StepResult
 
 _WARM, _TIMED, _TRACED = 3, 10, 5  # steps, where an epoch has as many: not looked at, timed, traced (which makes them slower)
 _FEWEST = 3  # one of each
+# by the first pattern that fits: attention's kernels are of cutlass too, and those of gathering, norms and the rest are elementwise
 _KINDS = {
-    "matrix products": r"addmm|aten::b?mm$|linear_pointwise|gemm|cutlass|nvjet",
-    "attention": r"scaled_dot_product|flash|efficient_attention|fmha|varlen",
-    "optimizer and clipping": r"adam|Optimizer|_foreach|clip|linalg_vector_norm",
+    "attention": r"attention|flash|fmha|sdpa|varlen",
+    "matrix products": r"addmm|aten::b?mm$|linear_pointwise|gemm|gemv|cutlass|nvjet|cublas",
     "averaging": r"gloo|nccl|c10d|allreduce",
-    "normalisation": r"layer_?norm",
+    "optimizer and clipping": r"adam|Optimizer|_foreach|multi_tensor|clip|vector_norm|LpNorm",
+    "normalisation": r"layer_?norm|GammaBeta",
     "activation": r"gelu|tanh|softmax",
-    "dropout": r"dropout|bernoulli|_Dropped",
-    "moving and gathering": r"copy_|index|embedding|gather|aten::cat|Memcpy|contiguous|clone",
+    "dropout": r"dropout|bernoulli|_Dropped|masked_scale",
+    "moving and gathering": r"copy_|index|embedding|gather|aten::cat|CatArray|Memcpy|Memset|contiguous|clone",
+    "sums and elementwise": r"elementwise|reduce_kernel|aten::(add|sub|mul|div|sum)_?$",
 }
 
 

@@ -15,7 +15,7 @@ from torch.autograd.profiler_util import FunctionEventAvg
 
 from bert_train_parallel.config import TrainConfig
 from bert_train_parallel.training.course import Course
-from bert_train_parallel.training.profiling import Plan, Profiled, computing_times, plan_profile
+from bert_train_parallel.training.profiling import Plan, Profiled, by_kind, computing_times, plan_profile
 from training import worlds
 
 
@@ -99,6 +99,64 @@ def test_on_a_gpu_the_time_of_each_kernel_counts_once() -> None:
 
 def test_on_a_cpu_the_time_of_operators_counts() -> None:
     assert computing_times(EVENTS, on_gpu=False) == [("aten::mm", 7.0), ("Optimizer.step#AdamW.step", 1.0)]
+
+
+# as CUDA's libraries and torch name them, shortened in the middle
+KERNELS = {
+    "attention": [
+        "void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<32, 128, 128, 4, cutlass::bfloat16_t>, true>(Flash_fwd_params)",
+        "void pytorch_flash::flash_bwd_dq_dk_dv_loop_seqk_parallel_kernel<Flash_bwd_kernel_traits<32, 128, 128, cutlass::bfloat16_t>>",
+        "fmha_cutlassF_bf16_aligned_64x64_rf_sm80(PyTorchMemEffAttention::AttentionKernel<cutlass::bfloat16_t>::Params)",
+        "cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_7_64x128x64",
+        "aten::_scaled_dot_product_flash_attention_for_cpu",
+    ],
+    "matrix products": [
+        "ampere_bf16_s16816gemm_bf16_128x64_ldg8_f2f_stages_64x3_tn",
+        "sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize64x64x64_cublas",
+        "void cutlass::Kernel2<cutlass_80_tensorop_bf16_s16816gemm_relu_bf16_128x64_64x3_nn_align8>(Params)",
+        "nvjet_tst_128x256_64x4_2x1_v_bz_coopA_TNT",
+        "void gemv2T_kernel_val<int, int, __nv_bfloat16, float, 128, 16, 4, 4, false>(cublasGemvParamsEx)",
+        "void cublasLt::splitKreduce_kernel<32, 16, int, float, __nv_bfloat16, float>(cublasSplitKParams<float>)",
+        "aten::addmm",
+    ],
+    "averaging": ["ncclDevKernel_AllReduce_Sum_f32_RING_LL(ncclDevKernelArgsStorage<4096ul>)", "gloo:all_reduce"],
+    "optimizer and clipping": [
+        "void at::native::(anonymous namespace)::multi_tensor_apply_kernel<TensorListMetadata<4>, FusedAdamMathFunctor<float, 4>>",
+        "void at::native::(anonymous namespace)::multi_tensor_apply_kernel<TensorListMetadata<1>, at::native::LpNormFunctor<float>>",
+        "aten::_fused_adamw_",
+    ],
+    "normalisation": [
+        "void at::native::(anonymous namespace)::vectorized_layer_norm_kernel<float, float>(int, float, float const*)",
+        "void at::native::(anonymous namespace)::GammaBetaBackwardCUDAKernelTemplate<float, float, 64u, 1u, 32u>",
+    ],
+    "activation": [
+        "void at::native::vectorized_elementwise_kernel<4, at::native::GeluCUDAKernelImpl(at::TensorIteratorBase&, GeluType)>",
+        "void (anonymous namespace)::softmax_warp_forward<float, float, float, 1, true, false>(float*, float const*)",
+    ],
+    "dropout": [
+        "void at::native::(anonymous namespace)::fused_dropout_kernel_vec<float, float, unsigned int, 1, 4, bool>",
+        "void at::native::vectorized_elementwise_kernel<4, at::native::(anonymous namespace)::masked_scale_kernel<bool, float>>",
+    ],
+    "moving and gathering": [
+        "Memcpy HtoD (Pinned -> Device)",
+        "Memset (Device)",
+        "void at::native::unrolled_elementwise_kernel<at::native::direct_copy_kernel_cuda(at::TensorIteratorBase&)>",
+        "void at::native::vectorized_elementwise_kernel<4, at::native::bfloat16_copy_kernel_cuda(at::TensorIteratorBase&)>",
+        "void at::native::(anonymous namespace)::embedding_backward_kernel<float, float>(long const*, long const*)",
+        "void at::native::(anonymous namespace)::CatArrayBatchedCopy<OpaqueType<4u>, unsigned int, 1, 128, 1>",
+    ],
+    "sums and elementwise": [
+        "void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<float>, std::array<char*, 3ul>>",
+        "void at::native::reduce_kernel<128, 4, at::native::ReduceOp<float, at::native::func_wrapper_t<float, sum_functor<float>>>>",
+        "aten::add_",
+    ],
+    "all else": ["autograd::engine::evaluate_function", "aten::empty"],
+}
+
+
+@pytest.mark.parametrize("kind", KERNELS)
+def test_kernels_and_operators_are_booked_by_what_they_are_for(kind: str) -> None:
+    assert [by_kind([(name, 1.0)]) for name in KERNELS[kind]] == [{kind: 1.0}] * len(KERNELS[kind])
 
 
 @pytest.mark.slow
