@@ -186,7 +186,7 @@ class Store:
         process maps a temporary file of its own that has no name, so that nobody else can have written it and none stays.
         """
         path = self.path.with_name(f".{self.path.name}.{self.fingerprint}.{split}.rows")
-        with contextlib.suppress(NotWritable):
+        with contextlib.suppress(NotWritable, OSError):  # of the latter, that the store is being replaced, and the file gone
             if not _has_size(path, parts):
                 with only_builder(path):
                     if not _has_size(path, parts):  # it may have been written meanwhile
@@ -280,7 +280,9 @@ def _bytes_of(part: tuple[str, int]) -> int:
 
 
 def _has_size(path: Path, parts: Sequence[tuple[str, int]]) -> bool:
-    return path.exists() and path.stat().st_size == sum(map(_bytes_of, parts))
+    with contextlib.suppress(FileNotFoundError):
+        return path.stat().st_size == sum(map(_bytes_of, parts))
+    return False
 
 
 def _map_arrays(file: IO[bytes], parts: Sequence[tuple[str, int]]) -> list[npt.NDArray[Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import shutil
@@ -10,6 +11,7 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,7 +21,7 @@ import pytest
 from bert_train_parallel.config import DataConfig
 from bert_train_parallel.data.folding import fold_texts
 from bert_train_parallel.data.preparation import prepare
-from bert_train_parallel.data.store import Store
+from bert_train_parallel.data.store import Store, forget_mapped_rows
 from bert_train_parallel.data.tokenizing import load_tokenizer
 from bert_train_parallel.errors import BadStore, DamagedStore, NotWritable
 
@@ -181,6 +183,36 @@ def test_rows_are_read_into_memory_where_no_file_takes_them(store: Store, disk: 
         found = copy.rows("train").tokens
     assert not is_mapped(found)
     assert np.array_equal(found, expected)
+
+
+def test_rows_are_read_into_memory_where_the_system_maps_no_files(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*args: object, **settings: object) -> None:
+        raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))  # as some network file systems do
+
+    expected = store.rows("train").tokens
+    monkeypatch.setattr(Store, "mapped_from", 0)
+    monkeypatch.setattr(mmap, "mmap", refuses)
+    assert np.array_equal(store.rows("train").tokens, expected)
+
+
+def test_mapped_rows_that_another_process_forgets_at_any_moment_are_had_all_the_same(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = store.rows("train").tokens
+    monkeypatch.setattr(Store, "mapped_from", 0)
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # for more rounds in the same time
+    ended = threading.Event()
+
+    def forget() -> None:
+        while not ended.is_set():
+            forget_mapped_rows(store.path)
+
+    forgetting = threading.Thread(target=forget)
+    forgetting.start()
+    try:
+        for _ in range(200):
+            assert np.array_equal(store.rows("train").tokens, expected)
+    finally:
+        ended.set()
+        forgetting.join()
 
 
 def test_what_a_killed_process_left_of_writing_mapped_rows_goes_with_the_store(
