@@ -14,8 +14,9 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEventAvg
 
 from bert_train_parallel.config import TrainConfig
+from bert_train_parallel.models.matmul import use_matmul
 from bert_train_parallel.training.course import Course
-from bert_train_parallel.training.profiling import Plan, Profiled, by_kind, computing_times, plan_profile
+from bert_train_parallel.training.profiling import Plan, Profiled, by_kind, computing_times, measured_peak, plan_profile
 from training import worlds
 
 
@@ -157,6 +158,21 @@ KERNELS = {
 @pytest.mark.parametrize("kind", KERNELS)
 def test_kernels_and_operators_are_booked_by_what_they_are_for(kind: str) -> None:
     assert [by_kind([(name, 1.0)]) for name in KERNELS[kind]] == [{kind: 1.0}] * len(KERNELS[kind])
+
+
+@pytest.mark.parametrize("library", ["mkl", "onednn"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_peak_is_of_three_products_in_the_precision_and_by_the_library_of_the_run(dtype: str, library: Any) -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(96, 128))
+    use_matmul(model, library)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], record_shapes=True) as profiler:
+        assert measured_peak(model, 80, dtype, rounds=2) > 0
+    operators = [event.key for event in profiler.key_averages() for _ in range(event.count)]
+    by_onednn = dtype == "float32" and library == "onednn" and torch.backends.mkldnn.is_available()
+    assert operators.count("aten::mm") + operators.count("mkldnn::_linear_pointwise") >= 6
+    assert ("mkldnn::_linear_pointwise" in operators) == by_onednn
+    assert "aten::_to_copy" not in operators  # a cast
+    assert "aten::sum" not in operators  # a bias's gradient
 
 
 @pytest.mark.slow
