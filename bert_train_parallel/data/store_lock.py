@@ -4,17 +4,51 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from types import FrameType
 
-from bert_train_parallel.errors import not_writable
+from bert_train_parallel.errors import StoppedBySignal, not_writable
 
 try:
     import fcntl
 except ImportError:  # Windows: no lock between processes there; the rename still keeps the store whole
     fcntl = None  # type: ignore[assignment]
 
+_ASKS = (signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 _TRIES = 20  # to make a folder that others, who have made and not filled it, remove
+
+
+@contextlib.contextmanager
+def _ended_as_by_ctrl_c() -> Iterator[None]:
+    """SIGTERM and SIGHUP unwind the block as Ctrl-C does, where they would end the process at once.
+
+    Raises:
+        StoppedBySignal: one of them came.
+    """
+    asked: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+        if len(asked) == 1:  # a second one would keep the first from removing what is left
+            raise KeyboardInterrupt  # which no library catches with what went wrong
+
+    held = []
+    if threading.current_thread() is threading.main_thread():  # Python lets no other thread handle signals
+        held = [number for number in _ASKS if signal.getsignal(number) == signal.SIG_DFL]
+    try:
+        for number in held:
+            signal.signal(number, interrupt)
+        yield
+    except KeyboardInterrupt:
+        if not asked:
+            raise
+        raise StoppedBySignal(f"stopped by {signal.Signals(asked[0]).name}.", 128 + asked[0]) from None
+    finally:
+        for number in held:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
@@ -26,7 +60,14 @@ def only_builder(store: Path, waiting: Callable[[], None] = lambda: None) -> Ite
         waiting: called once when another process holds the lock.
     Raises:
         NotWritable: the folder is read-only or full.
+        StoppedBySignal: SIGTERM or SIGHUP, which nobody else handles, came; nothing is left of the lock, nor of what was begun.
     """
+    with _ended_as_by_ctrl_c(), _held(store, waiting):
+        yield
+
+
+@contextlib.contextmanager
+def _held(store: Path, waiting: Callable[[], None]) -> Iterator[None]:
     lock = store.with_name(f".{store.name}.lock")
     made: set[Path] = set()  # folders
     try:

@@ -21,7 +21,7 @@ from bert_train_parallel.config import DataConfig
 from bert_train_parallel.data.preparation import prepare
 from bert_train_parallel.data.store import Store
 from bert_train_parallel.data.store_lock import only_builder
-from bert_train_parallel.errors import BadSource, BadStore, NotWritable
+from bert_train_parallel.errors import BadSource, BadStore, NotWritable, StoppedBySignal
 
 from .conftest import content_hash
 
@@ -315,6 +315,47 @@ def test_killed_builders_leave_nothing_that_could_be_taken_for_a_store(write_csv
     store = prepare(DataConfig(model=str(tiny_tokenizer), sequence_len=32), str(source), say=lambda line: None)
     assert sum(store.counts[split][0] for split in SPLITS) == 20_000
     assert {path.name for path in source.parent.iterdir()} == {source.name, "leanings.sqlite"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_builder_that_is_asked_to_end_leaves_nothing(
+    number: signal.Signals, write_csv: Callable[..., Path], tiny_tokenizer: Path
+) -> None:
+    if signal.getsignal(number) == signal.SIG_IGN:
+        pytest.skip("under nohup, which a child inherits")
+    source = write_csv(100_000)
+    command = [sys.executable, "-m", "bert_train_parallel", str(source), "-p", "--model", str(tiny_tokenizer)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as child:
+        deadline = time.monotonic() + 60
+        while not list(source.parent.glob(".*.part")) and child.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.2)
+        for _ in range(2 if number != signal.SIGINT else 1):  # a group and its member are often told both
+            child.send_signal(number)
+        said = child.communicate(timeout=60)[1]
+    assert said == f"bert_train_parallel: stopped by {'Ctrl-C' if number == signal.SIGINT else number.name}.\n"
+    assert child.returncode == 128 + number
+    assert [path.name for path in source.parent.iterdir()] == [source.name]
+
+
+def test_who_handles_signals_is_left_to(tmp_path: Path) -> None:
+    heard = list[int]()
+    earlier = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
+    try:
+        with only_builder(tmp_path / "x.sqlite"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert heard == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
+
+
+def test_signals_end_the_process_again_once_a_store_is_built(tmp_path: Path) -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)]
+    with pytest.raises(StoppedBySignal, match=r"stopped by SIGTERM\.") as error, only_builder(tmp_path / "x.sqlite"):
+        signal.raise_signal(signal.SIGTERM)
+    assert error.value.exit_code == 128 + signal.SIGTERM
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)] == before
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_finished_store_is_enough_in_a_read_only_folder(prepared: Prepare, write_csv: Callable[..., Path], disk: Any) -> None:
