@@ -7,7 +7,7 @@
 Each round, a seed of its own, runs both sides alternately in the same settings. Both are measured from the end of the first step
 to the end of the last, evaluation left out; ours is the command as shipped. Peak memory is that of the whole command on the host.
 Trainer runs in three settings: padding to the sequence length (the default of run_classification), to the longest text of a batch,
-and with group_by_length.
+and with group_by_length. Where there are GPUs, both sides have one, the first that CUDA_VISIBLE_DEVICES leaves.
 """
 
 from __future__ import annotations
@@ -114,14 +114,17 @@ def add_shares_of_peak(figures: dict[str, dict[str, Any]], args: argparse.Namesp
     """Real tokens a second of each side, and the share of the peak of matrix products that all linear layers over these tokens would take.
 
     Ours leaves out most of the last layer, which counts here. The peak is what the model's largest products reach alone on this
-    device, in this precision, with the tokens of a batch.
+    device, in this precision, by the library that ours took, with the tokens of a batch.
     """
     import torch
 
     from bert_train_parallel.models.loading import build_model
+    from bert_train_parallel.models.matmul import use_matmul
     from bert_train_parallel.training.profiling import measured_peak
 
     model = build_model(args.model, 2, "classification", ["0", "1"], seed=0).to("cuda" if torch.cuda.is_available() else "cpu")
+    library = figures["bert_train_parallel"]["matmul"]
+    use_matmul(model, library)
     tokens = figures["bert_train_parallel"]["tokens_per_sample"]
     peak = measured_peak(model, round(args.batch_size * tokens), args.dtype)
     encoder = model.network.base_model.encoder
@@ -129,7 +132,8 @@ def add_shares_of_peak(figures: dict[str, dict[str, Any]], args: argparse.Namesp
     for row in figures.values():
         row["tokens_per_s"] = round(row["samples_per_s"] * tokens)
         row["share_of_peak"] = round(row["tokens_per_s"] * operations / peak, 3)
-    print(f"\npeak of matrix products in {args.dtype}: {peak / 1e12:.2f} TFLOP/s")
+    of_library = f", ours by {library}" if args.dtype == "float32" and not torch.cuda.is_available() else ""
+    print(f"\npeak of matrix products in {args.dtype}{of_library}: {peak / 1e12:.2f} TFLOP/s")
 
 
 def main() -> int:
@@ -151,6 +155,8 @@ def main() -> int:
     args = parser.parse_args()
     asked = asked_of(args)
 
+    # of several GPUs ours would take all, and Trainer would multiply its batch by their number
+    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     sys.path.insert(0, str(ROOT))
     from bert_train_parallel.model_names import locate_model
 
@@ -178,6 +184,8 @@ def main() -> int:
     for name, rounds in found.items():
         numbers = {key for key, value in rounds[0].items() if isinstance(value, int | float)}
         figures[name] = {key: statistics.median(one[key] for one in rounds) for key in sorted(numbers)}
+        if "matmul" in rounds[0]:
+            figures[name]["matmul"] = statistics.mode(one["matmul"] for one in rounds)
         if "accuracy" in numbers:
             figures[name]["accuracies"] = [round(one["accuracy"], 4) for one in rounds]
     add_shares_of_peak(figures, args)
