@@ -160,3 +160,9 @@ class PackedModel(nn.Module):
         # its name up to transformers 5.22, or from then on
         enable = getattr(network, "activation_checkpointing_enable", None) or network.gradient_checkpointing_enable
         enable({"use_reentrant": False})
+        if getattr(self.config, "use_cache", False):  # of a decoder; transformers would warn that it goes without
+            network.base_model.register_forward_pre_hook(_without_cache, with_kwargs=True)
+
+
+def _without_cache(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return args, kwargs | {"use_cache": False}

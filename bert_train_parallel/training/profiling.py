@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterable
@@ -109,6 +110,7 @@ class Profiled:
             self._wait()
             self._seconds = (time.perf_counter() - self._began) / plan.timed
             self._products.stop()
+            os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's library would tell the terminal when it starts and stops
             gpu = [ProfilerActivity.CUDA] if self._device.type == "cuda" else []
             self._profiler = profile(activities=[ProfilerActivity.CPU, *gpu])
             self._profiler.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from transformers.utils import logging as transformers_logging
 
 from bert_train_parallel.errors import BadSetting
 from bert_train_parallel.models import attention
@@ -151,6 +153,17 @@ def test_a_kernel_that_is_tried_within_a_layer_does_not_disturb_its_recomputatio
     attention._varlen_is_right.cache_clear()
     assert tried
     assert all(tried)
+
+
+@pytest.mark.parametrize("name", ["bert", "roberta", "electra", "distilbert", "modernbert"])
+def test_recomputing_activations_warns_of_nothing(name: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("transformers"), "level", logging.WARNING)
+    transformers_logging.warning_once.cache_clear()
+    model = packed_model(name, torch.float32)
+    model.checkpoint_gradients()
+    model(*packed_rows([3, 5])).sum().backward()
+    assert caplog.messages == []
 
 
 def test_a_family_that_cannot_recompute_says_so() -> None:

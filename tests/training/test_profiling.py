@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,6 +72,19 @@ def test_a_profile_of_any_length_says_its_figures_and_leaves_a_trace(steps: int,
     assert said[0].startswith("profile: a step takes")
     assert len([line for line in said if "linear layers" in line]) == 1
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+
+
+def test_a_profile_says_nothing_but_its_figures(tmp_path: Path) -> None:
+    # a process of its own: the profiler's library reads its level once
+    script = (
+        "import pathlib, sys\n"
+        "from training.test_profiling import course_of, profiled\n"
+        "print(profiled(course_of(3, 1), pathlib.Path(sys.argv[1]))[0])"
+    )
+    environ = {name: value for name, value in os.environ.items() if name != "KINETO_LOG_LEVEL"} | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", script, tmp_path / "trace.json"], env=environ, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("profile: a step takes")
+    assert done.stderr == ""
 
 
 def test_a_run_too_short_for_a_profile_says_how_many_steps_it_takes(tmp_path: Path) -> None:
