@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import itertools
 import json
 import mmap
@@ -294,7 +295,8 @@ def _map_arrays(file: IO[bytes], parts: Sequence[tuple[str, int]]) -> list[npt.N
 
 def forget_mapped_rows(path: Path) -> None:
     """Remove the files of rows beside a store that has been replaced; processes that have mapped them keep them."""
-    for pattern in (f".{path.name}.*.rows", f"..{path.name}.*.rows.*"):  # the second: what killed processes left of writing them
+    name = glob.escape(path.name)
+    for pattern in (f".{name}.*.rows", f"..{name}.*.rows.*"):  # the second: what killed processes left of writing them
         for file in path.parent.glob(pattern):
             file.unlink(missing_ok=True)
 

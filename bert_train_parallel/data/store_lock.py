@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import signal
 import threading
@@ -78,7 +79,7 @@ def _held(store: Path, waiting: Callable[[], None]) -> Iterator[None]:
             raise not_writable(error, store) or error from error
         raise
     try:
-        for leftover in store.parent.glob(f".{store.name}.*.part"):
+        for leftover in store.parent.glob(f".{glob.escape(store.name)}.*.part"):
             leftover.unlink(missing_ok=True)
         yield
     finally:

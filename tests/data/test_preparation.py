@@ -300,7 +300,7 @@ def test_of_many_processes_one_builds_and_the_others_wait_for_it(write_csv: Call
 
 
 def test_killed_builders_leave_nothing_that_could_be_taken_for_a_store(write_csv: Callable[..., Path], tiny_tokenizer: Path) -> None:
-    source = write_csv(20_000)
+    source = write_csv(20_000, "leanings[1].csv")
     rng = random.Random(0)
     for _ in range(5):
         child = builder(source, tiny_tokenizer)
@@ -314,7 +314,7 @@ def test_killed_builders_leave_nothing_that_could_be_taken_for_a_store(write_csv
             break
     store = prepare(DataConfig(model=str(tiny_tokenizer), sequence_len=32), str(source), say=lambda line: None)
     assert sum(store.counts[split][0] for split in SPLITS) == 20_000
-    assert {path.name for path in source.parent.iterdir()} == {source.name, "leanings.sqlite"}
+    assert {path.name for path in source.parent.iterdir()} == {source.name, "leanings[1].sqlite"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
