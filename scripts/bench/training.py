@@ -25,7 +25,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from common import asked_of, record
+from common import asked_of, gpus, record
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -155,8 +155,8 @@ def main() -> int:
     args = parser.parse_args()
     asked = asked_of(args)
 
-    # of several GPUs ours would take all, and Trainer would multiply its batch by their number
-    os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    if gpus():  # of several, ours would take all, and Trainer would multiply its batch by their number
+        os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     sys.path.insert(0, str(ROOT))
     from bert_train_parallel.model_names import locate_model
 
