@@ -20,8 +20,7 @@ from bert_train_parallel.data.batches import IntArray
 from bert_train_parallel.models.matmul import CpuLinear, use_matmul
 from bert_train_parallel.run_files import written_aside
 from bert_train_parallel.training.course import Course
-from bert_train_parallel.training.data_parallel import DataParallel
-from bert_train_parallel.training.strategy import StepResult
+from bert_train_parallel.training.strategy import StepResult, Strategy
 
 _WARM, _TIMED, _TRACED = 3, 10, 5  # steps, where an epoch has as many: not looked at, timed, traced (which makes them slower)
 _FEWEST = 3  # one of each
@@ -85,9 +84,9 @@ def divide(steps: int) -> tuple[int, int, int]:
 class Profiled:
     """A strategy of whose early steps some are timed, then some traced; all else it hands on."""
 
-    def __init__(self, strategy: DataParallel, model: nn.Module, dtype: str, trace: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, strategy: Strategy, course: Course, model: nn.Module, dtype: str, trace: Path, say: Callable[[str], None]) -> None:
         self._strategy, self._model, self._dtype, self._trace, self._say = strategy, model, dtype, trace, say
-        self._course = Course(strategy._rows, strategy._config)  # no strategy is asked how long a run is, but a profile must end in time
+        self._course = course
         self._device = next(model.parameters()).device
         self._begun = False
         self._plan: Plan | None = None

@@ -236,7 +236,7 @@ def train(run: Run, files: RunFiles, keeper: Keeper) -> None:
 
     strategy = run.strategy
     if run.config.profile:
-        strategy = Profiled(strategy, run.model, run.config.dtype, files.trace, run.reporter.say)
+        strategy = Profiled(strategy, run.course, run.model, run.config.dtype, files.trace, run.reporter.say)
     try:
         with run.requests:
             fit(strategy, run.course, run.progress, validate, save, watcher)

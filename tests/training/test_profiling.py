@@ -30,8 +30,7 @@ def course_of(steps_per_epoch: int, epochs: int, max_steps: int | None = None) -
 class FewSteps:
     """A strategy of one layer; what Profiled asks of the real one, without a world."""
 
-    def __init__(self, course: Course) -> None:
-        self._rows, self._config = course.rows, course.config
+    def __init__(self) -> None:
         self.model = torch.nn.Sequential(torch.nn.Linear(8, 64))
 
     def step(self, *_: object) -> None:
@@ -41,8 +40,8 @@ class FewSteps:
 def profiled(course: Course, trace: Path, first: int = 0) -> list[str]:
     """What a profile of this course says."""
     said: list[str] = []
-    strategy: Any = FewSteps(course)
-    watched = Profiled(strategy, strategy.model, "float32", trace, said.append)
+    strategy: Any = FewSteps()
+    watched = Profiled(strategy, course, strategy.model, "float32", trace, said.append)
     for step in range(first, course.steps):
         watched.step(course.batch(step), step, 0.0)
     return said
