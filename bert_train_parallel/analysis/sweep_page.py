@@ -245,14 +245,13 @@ def _reports(sweep: Sweep, folder: Path) -> Iterator[tuple[str, str]]:
         result = next(iter(sorted(run.glob("*_RESULT.json"))), None)
         if result is None:
             continue
-        found: Path | None = RunFiles.of(result).report / "report.html"
-        if found and not found.is_file():
+        report = RunFiles.of(result).report / "report.html"
+        if not report.is_file():
             try:
-                found = write_report(analyse(result), has_charts=place < MOST_CHARTS).report
+                write_report(analyse(result), has_charts=place < MOST_CHARTS)
             except BertTrainParallelError:  # a trial whose files are damaged or gone has no report; the sweep's page has its figures
                 continue
-        if found is not None:
-            yield trial["run_id"], os.path.relpath(found, folder / "report")
+        yield trial["run_id"], os.path.relpath(report, folder / "report")
 
 
 def _cards(sweep: Sweep) -> str:

@@ -66,11 +66,12 @@ class Workers:
 
     def __init__(self, tokenizer: TextTokenizer, settings: FoldingSettings) -> None:
         self._tokenizer, self._settings = tokenizer, settings
-        self._processes = min(cores(), _MOST)
-        self.ahead = 2 * self._processes  # blocks that may wait, so that reading and working wait for each other less
-        self._threads = ThreadPoolExecutor(self._processes, "texts")
+        processes = min(cores(), _MOST)
+        self._may_start = processes > 1  # until one could not be started, or was lost
+        self.ahead = 2 * processes  # blocks that may wait, so that reading and working wait for each other less
+        self._threads = ThreadPoolExecutor(processes, "texts")
         self._helpers: queue.SimpleQueue[_Helper | None] = queue.SimpleQueue()
-        for _ in range(self._processes):
+        for _ in range(processes):
             self._helpers.put(None)
         self._alone = threading.Lock()  # the tokenizer remembers words for one thread
         self._given = 0
@@ -95,17 +96,17 @@ class Workers:
     def _work(self, texts: Sequence[tuple[str, ...]], number: int) -> Worked:
         helper = self._helpers.get()
         try:
-            if helper is None and self._processes > 1 and number > _ALONE:
+            if helper is None and self._may_start and number > _ALONE:
                 with self._alone:
                     helper = _start(self._tokenizer, self._settings)
                 if helper is None:
-                    self._processes = 1
+                    self._may_start = False
             if helper is not None:
                 try:
                     return helper.work_on(texts)
                 except (OSError, EOFError, pickle.UnpicklingError):
                     helper.close()
-                    helper, self._processes = None, 1
+                    helper, self._may_start = None, False
             with self._alone:
                 return work_on(texts, self._tokenizer, self._settings)
         finally:

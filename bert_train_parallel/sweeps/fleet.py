@@ -83,8 +83,8 @@ def shortage(launch: LaunchSettings, needs_gpus: bool, nodes: Mapping[str, int],
     'launch.gpu_map cannot be had: no worker of alpha is up'
     """
     if launch.gpu_map:
-        lacks = [f"{host}, of which it asks {counted(asked, 'GPU')}, has {nodes[host]}" for host, asked in launch.gpu_map.items()
-                 if 0 < nodes.get(host, 0) < asked]  # fmt: skip
+        short = {host: asked for host, asked in launch.gpu_map.items() if 0 < nodes.get(host, 0) < asked}
+        lacks = [f"{host}, of which it asks {counted(asked, 'GPU')}, has {nodes[host]}" for host, asked in short.items()]
         missing = [host for host in launch.gpu_map if host not in nodes]
         if missing:
             lacks.append(f"no worker of {', '.join(missing)} is up (type bert_sweep worker --queue node --host {missing[0]} there)")

@@ -138,9 +138,8 @@ class DataParallel:
     def _heaviest_share(self, batch_size: int) -> IntArray:
         """The longest rows of the split, as many as the share of this rank may have: no step asks for more."""
         lengths = self._rows.lengths
-        rows = max(
-            1, min(len(lengths), math.ceil(batch_size * self.shares.parts[self._world.rank.rank]))
-        )  # where it has none, it evaluates
+        most = math.ceil(batch_size * self.shares.parts[self._world.rank.rank])
+        rows = min(len(lengths), max(1, most))  # one where the share is empty: there is no room to be measured of none
         return np.argpartition(lengths, len(lengths) - rows)[len(lengths) - rows :]
 
     def _try(self, numbers: IntArray) -> None:

@@ -110,7 +110,7 @@ def set_up(world: World, store: Store, config: TrainConfig, start: Start, report
     model, tokenizer = load_model(world, store, config, parameters_dtype(dtype), blueprint)
     known: Library | None = kept["resolved"]["matmul"] if kept and config.matmul == "auto" and dtype == "float32" else None
     matmul = known or choose_library(world, model, config, dtype)
-    if config.matmul == "onednn" != matmul:
+    if config.matmul == "onednn" and matmul != "onednn":
         reporter.say(f"--matmul onednn changes nothing: it is for float32 on a CPU, and this is {dtype} on {world.device.type}")
     use_matmul(model, matmul or "mkl")
     resolved = {"dtype": dtype, "matmul": matmul, "device": world.device.type, "backend": world.backend}
