@@ -24,12 +24,14 @@ from bert_train_parallel.sweeps.messages.base import (
     RunId,
     State,
     counted,
-    fitting_name,
     gpu_queue,
     node_queue,
     run_id_of,
 )
-from bert_train_parallel.sweeps.messages.mistakes import first_problem
+from bert_train_parallel.sweeps.messages.mistakes import (
+    first_problem,
+    fitting_name,
+)
 from bert_train_parallel.sweeps.messages.runs import (
     BertEvalRequest,
     BertEvalResult,

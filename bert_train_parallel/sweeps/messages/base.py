@@ -22,16 +22,7 @@ def run_id_of(workflow_id: str) -> str:
     >>> run_id_of("bert-my runs-0"), run_id_of("../" + "long " * 40)[:16]
     ('bert-my-runs-0', 'long-long-long-l')
     """
-    return fitting_name(workflow_id)[-100:].lstrip("._-") or "run"
-
-
-def fitting_name(text: str) -> str:
-    """A text with what a name of a run or sweep cannot have left out.
-
-    >>> fitting_name("sw one (2)"), fitting_name("mine")
-    ('sw-one-2', 'mine')
-    """
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", workflow_id)[-100:].lstrip("._-") or "run"
 
 
 def node_queue(host: str) -> str:

@@ -6,8 +6,6 @@ import re
 
 from pydantic import ValidationError
 
-from bert_train_parallel.sweeps.messages.base import fitting_name
-
 
 def first_problem(error: ValidationError) -> str:
     """Where and what the first thing is that a user got wrong.
@@ -40,3 +38,12 @@ def first_words(error: ValidationError) -> str:
     """The first mistake without what pydantic adds to it."""
     words = re.sub(r"^(Value error, |Input |(Tuple|List|Dictionary) (?=should have))", "", str(error.errors()[0]["msg"]))
     return re.sub(r" after validation|, unable to parse string as an? \w+", "", words).replace("valid tuple", "valid list")
+
+
+def fitting_name(text: str) -> str:
+    """A text with what a name of a run or sweep cannot have left out.
+
+    >>> fitting_name("sw one (2)"), fitting_name("mine")
+    ('sw-one-2', 'mine')
+    """
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")
