@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1"
 _READY_S = 60.0
 _KEPT_S = 10 * 365 * 24 * 3600
+# The server reads its timers a second ahead, and one that is set within that second, as that of a retry is, waits for its end.
+_SETTINGS = ('history.timerProcessorMaxTimeShift="50ms"',)
 NEEDED = "Sweeps need Temporal and Optuna, which are not installed: pip install 'bert-train-parallel[sweep]'"
 
 
@@ -114,6 +116,7 @@ class EmbeddedServer:
         bound = self._ip if self._ip == LOOPBACK else "0.0.0.0"
         command = [cli, "server", "start-dev", "--ip", bound, "--ui-ip", bound, "--port", str(port), "--ui-port", str(page)]
         command += ["--db-filename", str(database), "--log-level", "error"]
+        command += [word for setting in _SETTINGS for word in ("--dynamic-config-value", setting)]
         with open(self._folder / "server.log", "ab") as log:
             self._process = processes.start(
                 command,

@@ -19,9 +19,10 @@ HEARTBEAT = timedelta(seconds=10)  # without one for so long, a worker or node i
 FATE = timedelta(seconds=15)  # in which all nodes of a launch end after a failure on one
 HOUR = timedelta(hours=1)
 
-MOST_FAILURES = 10  # of a fleet, lost workers not counted; the trial's own are fewer
-# A lost worker may be followed by any number of others. The trial's own failures are counted by its attempts' files.
-LOST = RetryPolicy(initial_interval=timedelta(seconds=0.5), backoff_coefficient=1.2, maximum_interval=timedelta(seconds=1.5))
+FLEET_FAILURES = 10  # of a launch on several nodes, lost workers not counted
+# A lost worker may be followed by any number of others, each at once: the heartbeat that did not come was wait enough, and an
+# attempt that fails says itself how long to wait. The trial's own failures are counted by its attempts' files.
+LOST = RetryPolicy(initial_interval=timedelta(seconds=0.5), backoff_coefficient=1.0)
 SHORT = RetryPolicy(initial_interval=timedelta(seconds=0.5), maximum_interval=timedelta(seconds=20), maximum_attempts=50)
 ONCE = RetryPolicy(maximum_attempts=1)
 
@@ -122,7 +123,7 @@ async def _train_on_fleet(request: m.BertFineTuneRequest) -> m.BertFineTuneResul
             cause = error.cause
             # and not a worker that was lost, nor another trial of the same that is under way
             failures += isinstance(cause, ApplicationError) and cause.type != "Busy"
-            if is_cancelled_exception(error) or failures >= MOST_FAILURES or (isinstance(cause, ApplicationError) and cause.non_retryable):
+            if is_cancelled_exception(error) or failures >= FLEET_FAILURES or (isinstance(cause, ApplicationError) and cause.non_retryable):
                 raise
             workflow.logger.info("%s: the fleet begins again: %s", request.run_id, error.cause)
         finally:
