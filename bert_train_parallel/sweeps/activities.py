@@ -20,7 +20,7 @@ from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps.folder import SharedFolder
 from bert_train_parallel.sweeps.outcomes import MOST_FAILURES, tells_of_a_full_disk
 from bert_train_parallel.sweeps.reservations import Reservations, TooFewGpus
-from bert_train_parallel.sweeps.trials import Busy, Fenced, TrialProgress, Trials, TryAgain
+from bert_train_parallel.sweeps.trials import Busy, Fenced, Trials, TryAgain
 
 SIGNAL_EVERY_S = 30.0  # a workflow takes 10,000 signals at most, and each is kept for ever
 ELSEWHERE = timedelta(seconds=2)  # after which another node may take a trial that this one cannot run
@@ -69,7 +69,7 @@ class Activities:
         owner = activity.info().workflow_id or ""
         signals = _CheckpointSignals(self._client if request.signal_checkpoints else None)
 
-        def beat(progress: TrialProgress) -> None:
+        def beat(progress: m.TrialProgress) -> None:
             activity.heartbeat(progress)
             signals.look(progress.checkpoint)
 
@@ -100,10 +100,10 @@ class Activities:
             is_last = self._failures[owner, request.run_id] >= MOST_FAILURES
             raise ApplicationError(told.message, type=told.type, non_retryable=is_last, next_retry_delay=ELSEWHERE) from error
 
-    def _told_of_a_full_disk(self, words: str, request: m.BertFineTuneRequest, beat: Callable[[TrialProgress], None]) -> ApplicationError:
+    def _told_of_a_full_disk(self, words: str, request: m.BertFineTuneRequest, beat: Callable[[m.TrialProgress], None]) -> ApplicationError:
         """Nothing that the trial did: it is tried again until there is room, and said meanwhile."""
         attempt, host = activity.info().attempt, socket.gethostname()
-        beat(TrialProgress(run_id=request.run_id, phase=_FULL, host=host, worker=self._worker, attempt=attempt, time=time.time()))
+        beat(m.TrialProgress(run_id=request.run_id, phase=_FULL, host=host, worker=self._worker, attempt=attempt, time=time.time()))
         return ApplicationError(words, type="TrialFull", next_retry_delay=min(_FULL_DISK * attempt, _LONGEST))
 
     @activity.defn

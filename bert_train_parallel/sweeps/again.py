@@ -19,8 +19,9 @@ from bert_train_parallel.run_files import RunFiles
 from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps import views
 from bert_train_parallel.sweeps.folder import SharedFolder, is_trial_of
+from bert_train_parallel.sweeps.keys import asked_before, home_of
 from bert_train_parallel.sweeps.snapshots import check_snapshot
-from bert_train_parallel.sweeps.trials import TrialProgress, Trials, TryAgain, asked_before, home_of
+from bert_train_parallel.sweeps.trials import Trials, TryAgain
 from bert_train_parallel.sweeps.watching import workflow_id
 
 
@@ -101,7 +102,7 @@ def _times(run_id: str, folder: SharedFolder) -> int:
 
 
 async def _train(request: m.BertFineTuneRequest, folder: SharedFolder) -> m.BertFineTuneResult:
-    def show(progress: TrialProgress) -> None:
+    def show(progress: m.TrialProgress) -> None:
         if sys.stdout.isatty():
             print(f"\r{request.run_id}  {views.course(progress)}", end="", flush=True)
 

@@ -19,6 +19,7 @@ from bert_train_parallel.launching.plan import LaunchRequest
 from bert_train_parallel.run_files import RunFiles, store_stem
 from bert_train_parallel.sweeps import launches, outcomes
 from bert_train_parallel.sweeps.folder import SharedFolder
+from bert_train_parallel.sweeps.keys import asked_before, home_of, store_key
 from bert_train_parallel.sweeps.messages import (
     BertEvalRequest,
     BertEvalResult,
@@ -29,7 +30,7 @@ from bert_train_parallel.sweeps.messages import (
 )
 from bert_train_parallel.sweeps.run_facts import baseline_accuracy, with_baseline
 from bert_train_parallel.sweeps.snapshots import files_of
-from bert_train_parallel.sweeps.trials import TRAINER, asked_before, home_of, store_key
+from bert_train_parallel.sweeps.trials import TRAINER
 
 Tick = Callable[[], None]
 _PREDICT = (sys.executable, "-P", "-c", "import sys; from bert_train_parallel.predict.cli import main; sys.exit(main())")

@@ -12,6 +12,7 @@ from typing import Any
 from bert_train_parallel.errors import BadRun
 from bert_train_parallel.run_files import write_text
 from bert_train_parallel.sweeps.folder import SharedFolder
+from bert_train_parallel.sweeps.keys import home_of
 from bert_train_parallel.sweeps.messages import (
     CleanUpRequest,
     CompareRequest,
@@ -23,7 +24,6 @@ from bert_train_parallel.sweeps.messages import (
     TrialResult,
 )
 from bert_train_parallel.sweeps.outcomes import metric_of
-from bert_train_parallel.sweeps.trials import home_of
 
 
 def record(request: RecordRequest, folder: SharedFolder) -> HistoryReference:

@@ -17,9 +17,9 @@ from bert_train_parallel.run_files import write_json, write_text, written_aside
 from bert_train_parallel.sweeps import launches
 from bert_train_parallel.sweeps.folder import SharedFolder
 from bert_train_parallel.sweeps.history import read_history
+from bert_train_parallel.sweeps.keys import home_of
 from bert_train_parallel.sweeps.messages import ExportRequest, SweepRequest, SweepResult, TrialResult, counted
 from bert_train_parallel.sweeps.rungs import best_first
-from bert_train_parallel.sweeps.trials import home_of
 
 if TYPE_CHECKING:
     import pandas

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bert_train_parallel.sweeps.messages import Comparison, ProgressAnswer, RunningAnswer, SweepResult, TrialResult, counted
-from bert_train_parallel.sweeps.trials import TrialProgress
+from bert_train_parallel.sweeps.messages import Comparison, ProgressAnswer, RunningAnswer, SweepResult, TrialProgress, TrialResult, counted
 
 _BAR = 24
 

@@ -17,7 +17,6 @@ from bert_train_parallel import errors
 from bert_train_parallel.errors import BadRun, BertTrainParallelError, Unreachable
 from bert_train_parallel.sweeps import fleet, views
 from bert_train_parallel.sweeps import messages as m
-from bert_train_parallel.sweeps.trials import TrialProgress
 
 LOOK_S = 1.0
 PATIENCE = timedelta(seconds=20)  # with a worker that answers for a sweep: a new one reads the history of a long one first
@@ -90,14 +89,14 @@ def silence(error: RPCError, experiment_id: str) -> Unreachable:
     return Unreachable(f"The Temporal server does not answer: {error.message}.")
 
 
-async def heartbeats(client: Client, workflow_id: str) -> dict[str, TrialProgress]:
+async def heartbeats(client: Client, workflow_id: str) -> dict[str, m.TrialProgress]:
     """What each trial under way last said, by its run id."""
     description = await client.get_workflow_handle(workflow_id).describe()
-    found: dict[str, TrialProgress] = {}
+    found: dict[str, m.TrialProgress] = {}
     for pending in description.raw_description.pending_activities:
         if pending.activity_type.name != "fine_tune_bert" or not pending.heartbeat_details.payloads:
             continue
-        for beat in await client.data_converter.decode(list(pending.heartbeat_details.payloads), [TrialProgress]):
+        for beat in await client.data_converter.decode(list(pending.heartbeat_details.payloads), [m.TrialProgress]):
             found[beat.run_id] = beat
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
 from typing import Any
@@ -15,6 +16,7 @@ from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps.folder import SharedFolder
 from bert_train_parallel.sweeps.snapshots import check_snapshot
 
+Story = Callable[[Any], Awaitable[None]]  # of a workflow's handle
 _OFTEN = timedelta(seconds=0.2)
 BASE = {"fine_tune_config": {"dataset_name": "leanings.csv"}}
 
@@ -178,3 +180,23 @@ async def served(address: str, simulated: Simulated, **options: Any) -> AsyncIte
         Worker(client, task_queue=m.TRAINING_QUEUE, workflows=WORKFLOWS, activities=activities, max_heartbeat_throttle_interval=_OFTEN),
     ):
         yield client
+
+
+def run_sweep(server: str, simulated: Simulated, request: m.SweepRequest, story: Story | None = None) -> m.SweepResult:
+    """A sweep from beginning to end, with what people do meanwhile."""
+    from bert_train_parallel.sweeps.workflows import LadderSweepWorkflow, SweepWorkflow
+
+    async def go() -> m.SweepResult:
+        async with served(server, simulated) as client:
+            kind: Any = LadderSweepWorkflow if request.ladder else SweepWorkflow
+            handle = await client.start_workflow(kind.run, request, id=f"test-{uuid.uuid4()}", task_queue=m.EVAL_QUEUE)
+            if story:
+                await story(handle)
+            return await handle.result()
+
+    return asyncio.run(asyncio.wait_for(go(), 60))
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.02)

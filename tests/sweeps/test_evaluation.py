@@ -11,8 +11,8 @@ from bert_train_parallel.run_files import RunFiles
 from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps.evaluation import check_length, reading_of
 from bert_train_parallel.sweeps.folder import SharedFolder
+from bert_train_parallel.sweeps.keys import keep_asked
 from bert_train_parallel.sweeps.run_facts import num_parameters
-from bert_train_parallel.sweeps.trials import keep_asked
 
 
 @pytest.mark.parametrize(

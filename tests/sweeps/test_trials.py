@@ -24,8 +24,9 @@ from bert_train_parallel.sweeps import again, launches, lease, trials
 from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps.activities import Activities
 from bert_train_parallel.sweeps.folder import SharedFolder
+from bert_train_parallel.sweeps.keys import LaunchRefused
 from bert_train_parallel.sweeps.snapshots import take_snapshot
-from bert_train_parallel.sweeps.trials import Fenced, TrialProgress, Trials, TryAgain
+from bert_train_parallel.sweeps.trials import Fenced, Trials, TryAgain
 
 PRETEND = (sys.executable, str(Path(__file__).with_name("pretend_trainer.py")))
 
@@ -51,14 +52,14 @@ def ask(folder: SharedFolder) -> Callable[..., m.BertFineTuneRequest]:
     return asked
 
 
-def run(folder: SharedFolder, request: m.BertFineTuneRequest, beats: list[TrialProgress] | None = None) -> m.BertFineTuneResult:
+def run(folder: SharedFolder, request: m.BertFineTuneRequest, beats: list[m.TrialProgress] | None = None) -> m.BertFineTuneResult:
     return asyncio.run(Trials(folder, "tester").run(request, (beats if beats is not None else []).append))
 
 
 def test_a_trial_becomes_a_launch_and_its_result_holds_no_test_figure(
     folder: SharedFolder, ask: Callable[..., m.BertFineTuneRequest]
 ) -> None:
-    beats: list[TrialProgress] = []
+    beats: list[m.TrialProgress] = []
     result = run(folder, ask(), beats)
     assert (result.state, result.score, result.steps, result.attempts) == ("finished", 0.6, 4, 1)
     assert result.gpu_seconds > 0
@@ -90,7 +91,7 @@ def test_a_checkpoint_to_go_on_from_is_one_of_the_same_run(folder: SharedFolder,
     newest = run(folder, ask("one")).checkpoint
     assert newest
     assert run(folder, ask("one", resume_from_checkpoint=newest.path)).state == "finished"
-    with pytest.raises(trials.LaunchRefused, match="name that run as from_run"):
+    with pytest.raises(LaunchRefused, match="name that run as from_run"):
         run(folder, ask("two", resume_from_checkpoint=newest.path, learning_rate=0.2))
 
 
@@ -129,7 +130,7 @@ def test_a_trial_of_its_own_fails_three_times_at_most(
 def test_a_full_disk_is_waited_out_however_often_and_said(
     folder: SharedFolder, ask: Callable[..., m.BertFineTuneRequest], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    beats: list[TrialProgress] = []
+    beats: list[m.TrialProgress] = []
 
     def full(*given: object) -> str:
         raise NotWritable("no space left on device")
@@ -207,7 +208,7 @@ def test_a_trial_that_comes_to_no_attempt_is_given_up_after_three_errors(
 
 def test_a_metric_that_the_task_has_not_is_refused_in_words(folder: SharedFolder, ask: Callable[..., m.BertFineTuneRequest]) -> None:
     config = m.BertFineTuneConfig(dataset_name="leanings.csv", use_gpu=False, task_type="regression")
-    with pytest.raises(trials.LaunchRefused, match="mine: --metric accuracy is not a figure of a regression"):
+    with pytest.raises(LaunchRefused, match="mine: --metric accuracy is not a figure of a regression"):
         run(folder, ask(config=config))
 
 
@@ -230,7 +231,7 @@ def test_a_cancel_asks_waits_and_leaves_no_process(
     monkeypatch.setenv("PRETEND_STEP_S", "0.05")
     monkeypatch.setenv("PRETEND_DEAF", "1")
     seconds = 0.0
-    beats: list[TrialProgress] = []
+    beats: list[m.TrialProgress] = []
 
     async def go() -> None:
         nonlocal seconds
@@ -265,7 +266,7 @@ def test_a_newer_attempt_takes_over_and_the_older_one_ends(
 ) -> None:
     monkeypatch.setenv("PRETEND_STEPS", "40")
     monkeypatch.setenv("PRETEND_STEP_S", "0.05")
-    beats: list[TrialProgress] = []
+    beats: list[m.TrialProgress] = []
 
     async def go() -> tuple[BaseException | m.BertFineTuneResult, ...]:
         older = asyncio.create_task(Trials(folder, "older").run(ask(), beats.append))
@@ -288,7 +289,7 @@ def test_two_trials_at_a_time_that_ask_for_the_same_are_trained_once(
 ) -> None:
     monkeypatch.setenv("PRETEND_STEPS", "30")
     monkeypatch.setenv("PRETEND_STEP_S", "0.03")
-    waiting: list[TrialProgress] = []
+    waiting: list[m.TrialProgress] = []
 
     async def go() -> list[m.BertFineTuneResult]:
         first = asyncio.create_task(Trials(folder, "one").run(ask("one"), lambda beat: None, "a sweep"))
@@ -322,7 +323,7 @@ def test_a_trial_that_waits_for_the_same_can_be_cancelled_and_trains_it_when_the
 ) -> None:
     monkeypatch.setenv("PRETEND_STEPS", "40")
     monkeypatch.setenv("PRETEND_STEP_S", "0.05")
-    beats: list[TrialProgress] = []
+    beats: list[m.TrialProgress] = []
 
     async def go() -> m.BertFineTuneResult:
         first = asyncio.create_task(Trials(folder, "one").run(ask("one"), beats.append))
@@ -350,15 +351,15 @@ def test_a_trial_that_waits_for_the_same_can_be_cancelled_and_trains_it_when_the
 
 def test_another_request_under_a_runs_name_is_refused(folder: SharedFolder, ask: Callable[..., m.BertFineTuneRequest]) -> None:
     run(folder, ask("mine"))
-    with pytest.raises(trials.LaunchRefused, match=r"mine is of another run .* differs in learning_rate \(was 0.1, is now 0.2\)\. Give"):
+    with pytest.raises(LaunchRefused, match=r"mine is of another run .* differs in learning_rate \(was 0.1, is now 0.2\)\. Give"):
         run(folder, ask("mine", learning_rate=0.2))
     assert run(folder, ask("other", learning_rate=0.2)).same_as is None  # and the refused one has not taken its place
     folder.asked("mine").unlink()  # trained by a version that did not write it down
     assert run(folder, ask("mine")).score == 0.6
     folder.asked("mine").unlink()
-    with pytest.raises(trials.LaunchRefused, match="trained with other settings or data"):
+    with pytest.raises(LaunchRefused, match="trained with other settings or data"):
         run(folder, ask("mine", learning_rate=0.3))
-    with pytest.raises(trials.LaunchRefused, match="from_run"):
+    with pytest.raises(LaunchRefused, match="from_run"):
         run(folder, ask("new", resume_from_checkpoint="bert_runs/mine/step_3"))
 
 

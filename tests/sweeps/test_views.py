@@ -8,7 +8,6 @@ from bert_train_parallel.errors import BadRun
 from bert_train_parallel.sweeps import again
 from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps.results import as_csv, leaderboard_rows, ordered
-from bert_train_parallel.sweeps.trials import TrialProgress
 from bert_train_parallel.sweeps.views import View, comparison_lines, ended_line, leaderboard_lines, lines_of, result_lines
 
 
@@ -25,7 +24,7 @@ def progress(**changes: object) -> m.ProgressAnswer:
 
 
 def test_the_table_says_how_far_each_trial_is_and_never_breaks_a_line() -> None:
-    beat = TrialProgress(
+    beat = m.TrialProgress(
         run_id="mine-t0005", phase="training", host="alpha", worker="alpha/1", attempt=2, step=120, steps=480, epoch=1, loss=0.431, time=0.0
     )
     view = View(progress(), [trial(3, 0.9)], beats={"mine-t0005": beat}, page="http://127.0.0.1:1/x")

@@ -46,6 +46,7 @@ from bert_train_parallel.sweeps.messages.runs import (
     DatasetSnapshotRequest,
     DatasetSnapshotResult,
     LaunchSettings,
+    TrialProgress,
 )
 from bert_train_parallel.sweeps.messages.sweep import (
     Climber,
@@ -110,6 +111,7 @@ __all__ = [
     "SweepResult",
     "SweepState",
     "TrialAnswer",
+    "TrialProgress",
     "TrialResult",
     "TrialValues",
     "counted",

@@ -49,6 +49,24 @@ class CheckpointInfo(Message):
     timestamp: str = ""
 
 
+class TrialProgress(Message):
+    """What a heartbeat says of a trial under way."""
+
+    run_id: str
+    # waiting for an earlier attempt, for another trial that asked for the same, for GPUs, for room on a disk | preparing | training
+    phase: str
+    host: str
+    worker: str
+    attempt: int
+    step: int = 0
+    steps: int = 0
+    epoch: int = 0
+    loss: float | None = None
+    figures: dict[str, float | None] | None = None  # of the newest validation
+    checkpoint: CheckpointInfo | None = None
+    time: float
+
+
 class BertFineTuneConfig(Message):
     """How one run is trained. `settings` takes any other setting of `bert_train_parallel`, by its name there."""
 
