@@ -13,8 +13,9 @@ from typing import Any
 from bert_train_parallel.config import DataConfig
 from bert_train_parallel.data.building import Check, build
 from bert_train_parallel.data.identity import identify, is_unchanged
+from bert_train_parallel.data.mapped_rows import forget_mapped_rows
 from bert_train_parallel.data.sources import check_exists, open_source
-from bert_train_parallel.data.store import Store, forget_mapped_rows
+from bert_train_parallel.data.store import Store
 from bert_train_parallel.data.store_lock import only_builder
 from bert_train_parallel.data.stored import open_stored, read_settings_of
 from bert_train_parallel.data.table import shown, spaced

@@ -18,14 +18,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import glob
-import itertools
 import json
-import mmap
 import os
 import sqlite3
 import struct
-import tempfile
 import weakref
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -38,10 +34,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_train_parallel.data.batches import IntArray, Rows
+from bert_train_parallel.data.mapped_rows import Part, bytes_of, map_arrays, mapped_file
 from bert_train_parallel.data.split import SPLITS
-from bert_train_parallel.data.store_lock import only_builder
 from bert_train_parallel.errors import BadStore, DamagedStore, NotWritable
-from bert_train_parallel.run_files import written_aside
 
 FORMAT = 1
 _APPLICATION = 0x42545053
@@ -141,7 +136,7 @@ class Store:
         number = "<i8" if self.task_type == "classification" else "<f8"
         parts = [("<i8", n + 1), ("<i8", n), (number, n), ("<i4", n), (self._token_type.str, n_tokens)]
         with self._reading():
-            mapped = self._mapped(split, parts) if sum(map(_bytes_of, parts)) > self.mapped_from else None
+            mapped = self._mapped(split, parts) if bytes_of(parts) > self.mapped_from else None
             arrays = mapped or [*self._arrays(split), self._tokens(split)]
         offsets, sample, targets, segments_at, tokens = arrays
         return Rows(tokens, offsets, segments_at, sample, targets[:, None], np.broadcast_to(np.float64(1), n))
@@ -179,27 +174,10 @@ class Store:
         for (ids,) in self._connection.execute("SELECT tokens FROM rows WHERE split = ? ORDER BY block", (split,)):
             yield ids
 
-    def _mapped(self, split: str, parts: Sequence[tuple[str, int]]) -> list[npt.NDArray[Any]] | None:
-        """Arrays of these types and lengths, what `_arrays` and then `_tokens` give, in a file that is mapped; None where none can be.
-
-        It lies beside the store, and is trusted as the store is. Of processes that come at the same time one writes it, and
-        the others wait: each file that is written takes its place on the disk and in memory. Where it cannot be written, each
-        process maps a temporary file of its own that has no name, so that nobody else can have written it and none stays.
-        """
-        path = self.path.with_name(f".{self.path.name}.{self.fingerprint}.{split}.rows")
-        with contextlib.suppress(NotWritable, OSError):  # of the latter, that the store is being replaced, and the file gone
-            if not _has_size(path, parts):
-                with only_builder(path):
-                    if not _has_size(path, parts):  # it may have been written meanwhile
-                        with written_aside(path) as aside, open(aside, "wb") as file:
-                            self._write_rows(split, file)
-            with open(path, "rb") as file:
-                return _map_arrays(file, parts)
-        with contextlib.suppress(OSError), tempfile.TemporaryFile() as file:
-            self._write_rows(split, file)
-            file.flush()
-            return _map_arrays(file, parts)
-        return None
+    def _mapped(self, split: str, parts: Sequence[Part]) -> list[npt.NDArray[Any]] | None:
+        """What `_arrays` and then `_tokens` give, in a file that is mapped; None where none can be."""
+        path = mapped_file(self.path, self.fingerprint, split)
+        return map_arrays(path, parts, lambda file: self._write_rows(split, file))
 
     def _write_rows(self, split: str, file: IO[bytes]) -> None:
         for array in self._arrays(split):
@@ -273,32 +251,6 @@ class Store:
             yield
         except (sqlite3.Error, LookupError, TypeError, ValueError, zlib.error) as error:
             raise DamagedStore(_damaged(self.path, error)) from None
-
-
-def _bytes_of(part: tuple[str, int]) -> int:
-    kind, length = part
-    return np.dtype(kind).itemsize * length
-
-
-def _has_size(path: Path, parts: Sequence[tuple[str, int]]) -> bool:
-    with contextlib.suppress(FileNotFoundError):
-        return path.stat().st_size == sum(map(_bytes_of, parts))
-    return False
-
-
-def _map_arrays(file: IO[bytes], parts: Sequence[tuple[str, int]]) -> list[npt.NDArray[Any]]:
-    """The arrays of these types and lengths that lie in a file one after the other, read when they are looked into."""
-    whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    begins = itertools.accumulate(map(_bytes_of, parts), initial=0)
-    return [np.frombuffer(whole, kind, length, begin) for (kind, length), begin in zip(parts, begins, strict=False)]
-
-
-def forget_mapped_rows(path: Path) -> None:
-    """Remove the files of rows beside a store that has been replaced; processes that have mapped them keep them."""
-    name = glob.escape(path.name)
-    for pattern in (f".{name}.*.rows", f"..{name}.*.rows.*"):  # the second: what killed processes left of writing them
-        for file in path.parent.glob(pattern):
-            file.unlink(missing_ok=True)
 
 
 class StoreWriter:

@@ -1,16 +1,19 @@
-"""Tokenizers of two families, and a fingerprint of a folder."""
+"""Tokenizers of two families, a store, a small disk, and a fingerprint of a folder."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from bert_train_parallel.config import DataConfig
+from bert_train_parallel.data.preparation import prepare
+from bert_train_parallel.data.store import Store
 from bert_train_parallel.data.tokenizing import TextTokenizer, load_tokenizer
 
 
@@ -34,6 +37,12 @@ def byte_level() -> TextTokenizer:
     tokenizer.train_from_iterator(["she will remove stop signs from your neighborhood", "beat my republican opponent"] * 20, trainer)
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 1), ("<s>", 0))
     return TextTokenizer(json.loads(tokenizer.to_str()))
+
+
+@pytest.fixture
+def store(write_csv: Callable[..., Path], tiny_tokenizer: Path) -> Store:
+    path = write_csv(300, long_every=10)
+    return prepare(DataConfig(model=str(tiny_tokenizer), sequence_len=32), str(path), say=lambda line: None)
 
 
 @dataclass(frozen=True)
