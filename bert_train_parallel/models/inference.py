@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bert_train_parallel.data.batches import Batch, IntArray, Rows, make_batch
+from bert_train_parallel.models import packing
 from bert_train_parallel.models.packed import PackedModel
 
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -40,7 +41,7 @@ def to_device(values: np.ndarray[Any, Any], device: torch.device) -> Tensor:
     tensor = torch.from_numpy(np.ascontiguousarray(values))
     if device.type == "mps" and tensor.dtype == torch.float64:
         tensor = tensor.float()  # Metal has no float64
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    return packing.to_device(tensor, device)
 
 
 def outputs_of(model: PackedModel, rows: Rows, numbers: IntArray, device: torch.device) -> list[Tensor]:

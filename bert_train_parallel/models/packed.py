@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from bert_train_parallel.errors import BadSetting
-from bert_train_parallel.models.attention import Packing, group_lengths, make_packing, to_device
 from bert_train_parallel.models.matmul import use_matmul
+from bert_train_parallel.models.packing import Packing, group_lengths, make_packing, to_device
 from bert_train_parallel.models.shortcuts import read_first_tokens, take_cpu_shortcuts
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bert_train_parallel.models.attention import Packing, attend
+from bert_train_parallel.models.attention import attend
+from bert_train_parallel.models.packing import Packing
 
 _OWN_REFERENCES = 2  # to reused memory: of its owner, and of the call that counts them; each tensor over it has one more
 _LARGE = 1_000_000  # elements of an embedding

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
 import pytest
@@ -11,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bert_train_parallel.models import attention
+from bert_train_parallel.models.packing import make_packing
 
 LENGTHS = (1, 2, 2, 2, 3, 9, 10, 11, 30)
 
@@ -34,7 +34,7 @@ def one_by_one(query: Tensor, key: Tensor, value: Tensor, window: int | None = N
 @pytest.mark.parametrize("window", [None, 3, 100])
 def test_no_token_sees_another_row(window: int | None) -> None:
     query, key, value = rows_of()
-    packing = attention.make_packing(LENGTHS, torch.device("cpu"))
+    packing = make_packing(LENGTHS, torch.device("cpu"))
     found = attention.attend(query, key, value, packing, 0.0, 0.3, window)
     expected = one_by_one(query, key, value, window)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-14)
@@ -48,7 +48,7 @@ def test_no_token_sees_another_row(window: int | None) -> None:
 @pytest.mark.parametrize("window", [None, 3])
 def test_first_tokens_alone_see_what_they_see_among_all(window: int | None) -> None:
     query, key, value = rows_of()
-    packing = attention.make_packing(LENGTHS, torch.device("cpu"))
+    packing = make_packing(LENGTHS, torch.device("cpu"))
     first = packing.starts[:-1].long()
     found = attention.attend(query[first], key, value, packing, 0.0, 0.3, window, first_tokens=True)
     expected = one_by_one(query, key, value, window)[first]
@@ -65,7 +65,7 @@ def test_first_tokens_alone_see_what_they_see_among_all(window: int | None) -> N
 def test_on_a_cpu_one_gathering_for_all_groups_gives_what_a_gathering_for_each_gives(lengths: tuple[int, ...], dtype: torch.dtype) -> None:
     draw = torch.Generator().manual_seed(1)
     query, key, value = (torch.randn(sum(lengths), 3, 16, generator=draw).to(dtype).requires_grad_() for _ in range(3))
-    packing = attention.make_packing(lengths, torch.device("cpu"))
+    packing = make_packing(lengths, torch.device("cpu"))
     tensors = (query, key, value)
     found = attention.attend(*tensors, packing)
     expected = attention._grouped(*tensors, packing, 0.0, None, None, False)
@@ -78,7 +78,7 @@ def test_on_a_cpu_one_gathering_for_all_groups_gives_what_a_gathering_for_each_g
 
 def test_under_autocast_short_rows_keep_their_weights_precise() -> None:
     query, key, value = (tensor.detach().bfloat16() for tensor in rows_of())
-    packing = attention.make_packing(LENGTHS, torch.device("cpu"))
+    packing = make_packing(LENGTHS, torch.device("cpu"))
     with torch.autocast("cpu", torch.bfloat16):
         found = attention.attend(query, key, value, packing, 0.0, 0.3)
     assert found.dtype == torch.bfloat16
@@ -88,23 +88,12 @@ def test_under_autocast_short_rows_keep_their_weights_precise() -> None:
 
 def test_attention_dropout_leaves_out_weights_and_keeps_the_mean() -> None:
     query, key = (tensor.detach() for tensor in rows_of()[:2])
-    packing = attention.make_packing(LENGTHS, torch.device("cpu"))
+    packing = make_packing(LENGTHS, torch.device("cpu"))
     ones = torch.ones_like(key)
     torch.manual_seed(0)
     found = torch.stack([attention.attend(query, key, ones, packing, 0.25) for _ in range(300)])
     assert float(found.std(0)[3:].min()) > 0.01
     torch.testing.assert_close(found.mean(), torch.tensor(1.0, dtype=torch.float64), rtol=0, atol=0.01)
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_groups_hold_each_row_once_and_pad_little(seed: int) -> None:
-    draw = random.Random(seed)
-    lengths = sorted(draw.randint(1, draw.choice([4, 40, 512])) for _ in range(draw.randint(1, 60)))
-    groups = attention.group_lengths(lengths)
-    assert [row for rows in groups for row in rows] == list(range(len(lengths)))
-    for rows in groups:
-        area = sum(lengths[row] ** 2 for row in rows)
-        assert lengths[rows[-1]] <= 2 * lengths[rows[0]] or len(rows) * lengths[rows[-1]] ** 2 <= 1.15 * area
 
 
 def test_without_a_gpu_no_row_goes_to_the_kernel_for_any_length(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,7 +102,7 @@ def test_without_a_gpu_no_row_goes_to_the_kernel_for_any_length(monkeypatch: pyt
 
     monkeypatch.setattr(attention, "_varlen_is_right", never)
     query, key, value = rows_of(torch.bfloat16)
-    attention.attend(query, key, value, attention.make_packing(LENGTHS, torch.device("cpu")))
+    attention.attend(query, key, value, make_packing(LENGTHS, torch.device("cpu")))
 
 
 @pytest.mark.gpu
@@ -121,7 +110,7 @@ def test_without_a_gpu_no_row_goes_to_the_kernel_for_any_length(monkeypatch: pyt
 @pytest.mark.parametrize("first_tokens", [False, True])
 def test_the_kernel_for_rows_of_any_length_gives_what_groups_give(first_tokens: bool) -> None:
     query, key, value = rows_of(torch.bfloat16, "cuda")
-    packing = attention.make_packing(LENGTHS, torch.device("cuda"))
+    packing = make_packing(LENGTHS, torch.device("cuda"))
     asked = query[packing.starts[:-1].long()] if first_tokens else query
     if not attention._has_varlen(asked, 0.0):
         pytest.skip("this GPU or this torch has no such kernel")

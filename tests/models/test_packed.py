@@ -15,6 +15,7 @@ from transformers.utils import logging as transformers_logging
 from bert_train_parallel.errors import BadSetting
 from bert_train_parallel.models import attention
 from bert_train_parallel.models.packed import ARCHITECTURES, PackedModel
+from bert_train_parallel.models.packing import Packing
 from bert_train_parallel.models.shortcuts import CpuDropout
 
 from .families import HAS_SEGMENTS, PACKED, PADDED, gradients_of, greatest_difference, network_of, packed_rows, padded_rows
@@ -134,7 +135,7 @@ def test_recomputed_activations_give_the_same_gradients_with_dropout_on(name: st
 
 
 def test_a_kernel_that_is_tried_within_a_layer_does_not_disturb_its_recomputation(monkeypatch: pytest.MonkeyPatch) -> None:
-    def grouped(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: attention.Packing, *rest: Any) -> torch.Tensor:
+    def grouped(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, packing: Packing, *rest: Any) -> torch.Tensor:
         scaling, window, first_tokens = rest
         return attention._grouped(query, key, value, packing, 0.0, scaling, window, first_tokens)
 
