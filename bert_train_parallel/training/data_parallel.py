@@ -20,11 +20,10 @@ from bert_train_parallel.config import TrainConfig
 from bert_train_parallel.data.batches import FloatArray, IntArray, Rows, make_batch, mix
 from bert_train_parallel.errors import BadModel
 from bert_train_parallel.models.heads import rank_loss, row_losses
-from bert_train_parallel.models.inference import inputs_of, to_device
+from bert_train_parallel.models.inference import autocast, inputs_of, to_device
 from bert_train_parallel.models.packed import PackedModel
 from bert_train_parallel.training import checkpoints, evaluation, memory, pace
 from bert_train_parallel.training.optimizer import Updater
-from bert_train_parallel.training.precision import autocast
 from bert_train_parallel.training.shares import Shares, micro_batches
 from bert_train_parallel.training.signals import StopRequests
 from bert_train_parallel.training.stopwatch import Stopwatch

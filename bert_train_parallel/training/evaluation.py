@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from bert_train_parallel.data.batches import FloatArray, Rows, batches_by_length
-from bert_train_parallel.models.inference import batch_tokens, outputs_of
+from bert_train_parallel.models.inference import autocast, batch_tokens, outputs_of
 from bert_train_parallel.models.packed import PackedModel
-from bert_train_parallel.training.precision import autocast
 from bert_train_parallel.training.world import World
 
 

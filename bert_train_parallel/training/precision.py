@@ -1,9 +1,6 @@
-"""The precision of a run's arithmetic: chosen once for the whole world, applied by autocast."""
+"""The precision of a run's arithmetic: chosen once for the whole world; `models.inference.autocast` applies it."""
 
 from __future__ import annotations
-
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 
@@ -39,9 +36,3 @@ def check_dtype(asked: str, device: torch.device) -> None:
 def parameters_dtype(dtype: str) -> torch.dtype:
     """Of the parameters and the optimizer: half precision is for products alone."""
     return torch.float64 if dtype == "float64" else torch.float32
-
-
-def autocast(device: torch.device, dtype: str) -> AbstractContextManager[Any]:
-    """The context in which a model computes in this precision."""
-    half = {"bfloat16": torch.bfloat16, "float16": torch.float16}
-    return torch.autocast(device.type, half[dtype]) if dtype in half else nullcontext()
