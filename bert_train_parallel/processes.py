@@ -136,10 +136,11 @@ def descendants(root: int, without: Collection[int] = ()) -> list[int]:
 def _living() -> Iterator[tuple[int, int]]:
     """(pid, pid of its parent) of every process of this machine that has not ended."""
     if not _LINUX:
-        listed = subprocess.run(["ps", "-axo", "pid=,ppid=,stat="], capture_output=True, text=True, check=False).stdout
+        with subprocess.Popen(["ps", "-axo", "pid=,ppid=,stat="], stdout=subprocess.PIPE, text=True) as ps:
+            listed = ps.communicate()[0]
         for line in listed.splitlines():
             pid, parent, state = line.split()[:3]
-            if not state.startswith("Z"):
+            if not state.startswith("Z") and int(pid) != ps.pid:  # it lists itself, our child, which has ended by now
                 yield int(pid), int(parent)
         return
     for name in os.listdir("/proc"):
@@ -169,14 +170,19 @@ def reap_orphans(own: Sequence[int] = ()) -> bool:
     Returns:
         Whether this process has children left. Of a subreaper, that says whether anything lives below it.
     """
-    while True:
-        try:
+    if own and not hasattr(os, "waitid"):  # macOS before Python 3.13, where nobody adopts orphans: there are none
+        return True
+    try:
+        while own:
             ended = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-        except ChildProcessError:
-            return False
-        if ended is None or ended.si_pid in own:
-            return True
-        os.waitpid(ended.si_pid, 0)
+            if ended is None or ended.si_pid in own:
+                return True
+            os.waitpid(ended.si_pid, 0)
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        return False
+    return True
 
 
 def kill_descendants(patience_s: float = 5.0) -> list[int]:

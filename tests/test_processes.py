@@ -55,15 +55,12 @@ def test_descendants_are_found_through_orphans_and_sessions() -> None:
         code = (
             "import os, time\n"
             "if os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0: time.sleep(60)\n    os._exit(0)\n"
-            "print(flush=True)\ntime.sleep(60)"
+            "os.wait()\nprint(flush=True)\ntime.sleep(60)"
         )
         child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
         assert child.stdout is not None
         child.stdout.readline()
-        deadline = time.monotonic() + 10
-        while len(processes.descendants(os.getpid())) != 2 and time.monotonic() < deadline:
-            processes.reap_orphans([child.pid])
-            time.sleep(0.01)
+        assert processes.reap_orphans([child.pid])
         found = processes.descendants(os.getpid())
         assert child.pid in found
         assert child.pid not in processes.descendants(os.getpid(), without=[child.pid])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Launcher, until
+from .conftest import ROOT, Launcher, until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the end of process trees is best effort")
 
@@ -60,6 +60,15 @@ def test_every_rank_knows_who_it_is(launcher: Launcher) -> None:
         [str(rank), str(rank), "0", "0", "3", "3", "1", "127.0.0.1", "cpu"] for rank in range(3)
     ]
     assert len({line.rpartition(" ")[2] for line in lines}) == 1
+
+
+def test_a_launch_ends_where_there_is_neither_waitid_nor_proc(launcher: Launcher) -> None:
+    launcher.script("import os\ndel os.waitid\nfrom bert_train_parallel import processes\nprocesses._LINUX = False\n", "sitecustomize.py")
+    script = launcher.script("import os, sys\nsys.exit(3 * int(os.environ['RANK']))")
+    as_on_a_mac = {"PYTHONPATH": f"{launcher.folder}{os.pathsep}{ROOT}"}  # with a Python before 3.13
+    launch = launcher.start("--here_gpus", "2", script, **as_on_a_mac)
+    assert launch.wait(20.0) == 3, launch.err
+    assert "rank 1 on" in launch.err
 
 
 def test_cores_are_shared_unless_the_user_has_set_the_threads(launcher: Launcher) -> None:
