@@ -30,7 +30,7 @@ from bert_train_parallel.sweeps.messages import (
 )
 from bert_train_parallel.sweeps.run_facts import baseline_accuracy, with_baseline
 from bert_train_parallel.sweeps.snapshots import files_of
-from bert_train_parallel.sweeps.trials import TRAINER
+from bert_train_parallel.sweeps.trial import TRAINER
 
 Tick = Callable[[], None]
 _PREDICT = (sys.executable, "-P", "-c", "import sys; from bert_train_parallel.predict.cli import main; sys.exit(main())")

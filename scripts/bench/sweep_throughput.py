@@ -39,7 +39,7 @@ from temporalio.client import Client
 from temporalio.worker import Worker
 
 from bert_train_parallel.sweeps import messages as m
-from bert_train_parallel.sweeps import trials as trials_module
+from bert_train_parallel.sweeps import trial as trial_module
 from bert_train_parallel.sweeps.activities import Activities
 from bert_train_parallel.sweeps.draw import draw_random
 from bert_train_parallel.sweeps.folder import SharedFolder
@@ -198,7 +198,7 @@ def trainers() -> list[psutil.Process]:
 
 
 def bench_cancel(rounds: int) -> dict[str, Any]:
-    trials_module.TRAINER = (sys.executable, str(PRETEND))  # type: ignore[assignment]
+    trial_module.TRAINER = (sys.executable, str(PRETEND))  # type: ignore[assignment]
     os.environ |= {"PRETEND_STEPS": "100000", "PRETEND_STEP_S": "0.05", "PRETEND_DEAF": "1"}
     seconds = [asyncio.run(served(stop_in_training, trains=True)) for _ in range(rounds)]
     print(f"from stop to the last process gone, grace {GRACE_S:g} s: median {statistics.median(seconds):.2f} s, most {max(seconds):.2f} s")
@@ -224,7 +224,7 @@ def launches_of(count: int) -> Callable[[Client], Awaitable[float]]:
 
 def bench_launches(rounds: int) -> dict[str, Any]:
     """The same program by launch.py and as a trial, in turns; then as the trials of sweeps."""
-    trials_module.TRAINER = (sys.executable, str(PRETEND))  # type: ignore[assignment]
+    trial_module.TRAINER = (sys.executable, str(PRETEND))  # type: ignore[assignment]
     bare, as_trial = [], []
     with tempfile.TemporaryDirectory() as place:
         folder = SharedFolder(Path(place))

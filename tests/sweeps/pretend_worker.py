@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from bert_train_parallel.sweeps import trials
+from bert_train_parallel.sweeps import trial
 from bert_train_parallel.sweeps.cli import main
 
 if __name__ == "__main__":
-    trials.TRAINER = (sys.executable, str(Path(__file__).with_name("pretend_trainer.py")))
+    trial.TRAINER = (sys.executable, str(Path(__file__).with_name("pretend_trainer.py")))
     sys.exit(main())

@@ -20,7 +20,7 @@ from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
 from bert_train_parallel.errors import NotWritable
-from bert_train_parallel.sweeps import again, launches, lease, trials
+from bert_train_parallel.sweeps import again, launches, lease, trial, trials
 from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps.activities import Activities
 from bert_train_parallel.sweeps.folder import SharedFolder
@@ -33,7 +33,7 @@ PRETEND = (sys.executable, str(Path(__file__).with_name("pretend_trainer.py")))
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SharedFolder:
-    monkeypatch.setattr(trials, "TRAINER", PRETEND)
+    monkeypatch.setattr(trial, "TRAINER", PRETEND)
     monkeypatch.setattr("bert_train_parallel.sweeps.launches.TICK_S", 0.1)
     (tmp_path / "leanings.csv").write_text("text,label\nfine,good\n")
     return SharedFolder(tmp_path)
@@ -150,7 +150,7 @@ def test_a_full_disk_is_waited_out_however_often_and_said(
         patched.setenv("PRETEND_END", "crash")  # or found no room to say it
         patched.setattr(trials, "no_room", lambda folder: "no space left on device")
         asyncio.run(go())
-        patched.setattr(trials, "home_of_key", full)  # or there was none for an attempt
+        patched.setattr(trial, "home_of_key", full)  # or there was none for an attempt
         asyncio.run(go())
     result = run(folder, ask())
     assert (result.state, result.score) == ("finished", 0.6)
@@ -425,7 +425,7 @@ def test_an_activity_calls_its_core_once_tells_heartbeats_and_hears_a_cancel(
     monkeypatch.setenv("PRETEND_STEPS", "1000")
     monkeypatch.setenv("PRETEND_STEP_S", "0.05")
     calls, beats = 0, []
-    inner = trials.launches.launch
+    inner = launches.launch
 
     async def counted(*args: object, **options: object) -> object:
         nonlocal calls
