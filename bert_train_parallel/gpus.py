@@ -8,7 +8,7 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,26 +29,67 @@ class Gpu:
     name: str = ""
     memory_used: int = 0  # bytes
     utilisation: int = 0  # percent; of the whole GPU for a MIG instance
+    memory: int = 0  # bytes, used or not; 0 where the driver does not say
+    programs: int = 0  # that compute on it, as far as the driver tells
+
+    @property
+    def is_largely_used(self) -> bool:
+        """Whether a training here would lack memory or time, for the sake of other programs.
+
+        >>> Gpu("GPU-0", "GPU-0", 0, memory_used=41, memory=80).is_largely_used, Gpu("GPU-1", "GPU-1", 1, utilisation=99).is_largely_used
+        (True, False)
+        """
+        return 2 * self.memory_used > self.memory > 0 or (self.programs > 0 and self.utilisation > 50)
 
 
 def list_gpus() -> list[Gpu]:
-    """Every GPU and MIG instance that the NVIDIA driver knows, in the order of PCI buses; empty without driver or pynvml."""
+    """Every GPU and MIG instance that can be used, in the order of PCI buses; empty without driver or pynvml."""
+    return look()[0]
+
+
+def look() -> tuple[list[Gpu], list[str]]:
+    """What `list_gpus` gives; and a sentence for each GPU that is there and cannot be used."""
     if _is_in_vain():
-        return []
+        return [], []
     try:
         import pynvml
     except ImportError:
-        return []
+        return [], []
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
-        return []
+        return [], []
     try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(number) for number in range(pynvml.nvmlDeviceGetCount())]
-        handles.sort(key=lambda handle: _text(pynvml.nvmlDeviceGetPciInfo(handle).busId))
-        return [gpu for index, handle in enumerate(handles) for gpu in _devices_of(pynvml, handle, index)]
+        return _look(pynvml)
     finally:
         pynvml.nvmlShutdown()
+
+
+def _look(nvml: Any) -> tuple[list[Gpu], list[str]]:
+    by_bus: list[tuple[str, int, Any]] = []
+    gpus: list[Gpu] = []
+    unusable: list[str] = []
+    for number in range(nvml.nvmlDeviceGetCount()):
+        try:
+            handle = nvml.nvmlDeviceGetHandleByIndex(number)
+            by_bus.append((_text(nvml.nvmlDeviceGetPciInfo(handle).busId), number, handle))
+        except nvml.NVMLError as error:  # one that has failed must not keep a launch from the others
+            unusable.append(_why_left_out(number, error))
+    for index, (_, number, handle) in enumerate(sorted(by_bus, key=lambda one: one[:2])):
+        try:
+            instances = _instances(nvml, handle)
+            gpus += _devices_of(nvml, handle, index, [handle] if instances is None else instances)
+        except nvml.NVMLError as error:
+            unusable.append(_why_left_out(number, error))
+            continue
+        if instances == []:
+            how = "Make one with nvidia-smi mig -cgi, or end the mode with nvidia-smi -mig 0."
+            unusable.append(f"GPU {number} is left out: it is in MIG mode and has no instance. {how}")
+    return gpus, unusable
+
+
+def _why_left_out(number: int, error: Exception) -> str:
+    return f"GPU {number} is left out: the NVIDIA driver says {str(error)!r} of it. Look at it with nvidia-smi."
 
 
 def _is_in_vain() -> bool:
@@ -70,31 +111,39 @@ def _is_in_vain() -> bool:
     return False
 
 
-def _devices_of(nvml: Any, handle: Any, index: int) -> Iterator[Gpu]:
+def _devices_of(nvml: Any, handle: Any, index: int, devices: Sequence[Any]) -> list[Gpu]:
+    """A GPU as itself, or as its MIG instances. What some models or modes do not tell is left at 0."""
     parent = _text(nvml.nvmlDeviceGetUUID(handle))
     utilisation = 0
-    with contextlib.suppress(nvml.NVMLError):  # not told by every model, nor in MIG mode
+    with contextlib.suppress(nvml.NVMLError):
         utilisation = int(nvml.nvmlDeviceGetUtilizationRates(handle).gpu)
-    devices = list(_instances(nvml, handle)) or [handle]
+    found = []
     for device in devices:
-        used, name = 0, ""
+        used, memory, name, programs = 0, 0, "", 0
         with contextlib.suppress(nvml.NVMLError):
-            used = int(nvml.nvmlDeviceGetMemoryInfo(device).used)
             name = _text(nvml.nvmlDeviceGetName(device))
-        yield Gpu(_text(nvml.nvmlDeviceGetUUID(device)), parent, index, name, used, utilisation)
+        with contextlib.suppress(nvml.NVMLError):
+            told = nvml.nvmlDeviceGetMemoryInfo(device)
+            used, memory = int(told.used), int(told.total)
+        with contextlib.suppress(nvml.NVMLError):
+            programs = len(nvml.nvmlDeviceGetComputeRunningProcesses(device))
+        found.append(Gpu(_text(nvml.nvmlDeviceGetUUID(device)), parent, index, name, used, utilisation, memory, programs))
+    return found
 
 
-def _instances(nvml: Any, handle: Any) -> Iterator[Any]:
-    """The MIG instances of a GPU; none where it is not in MIG mode or cannot be."""
+def _instances(nvml: Any, handle: Any) -> list[Any] | None:
+    """The MIG instances of a GPU; None where it is not in MIG mode or cannot be."""
     try:
         if not nvml.nvmlDeviceGetMigMode(handle)[0]:
-            return
+            return None
         most = nvml.nvmlDeviceGetMaxMigDeviceCount(handle)
     except nvml.NVMLError:
-        return
+        return None
+    found = []
     for number in range(most):
         with contextlib.suppress(nvml.NVMLError):  # this place holds no instance
-            yield nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
+            found.append(nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number))
+    return found
 
 
 def _text(value: str | bytes) -> str:
@@ -132,13 +181,47 @@ def visible(gpus: Sequence[Gpu], chosen: str | None, variable: str = "CUDA_VISIB
 
 
 def by_use(gpus: Sequence[Gpu]) -> list[Gpu]:
-    """The least busy first: memory used, then utilisation; equal ones in their order.
+    """The least busy first: memory used, then utilisation; those that are largely in use last; equal ones in their order.
 
     >>> idle, full = Gpu("GPU-1", "GPU-1", 1, utilisation=3), Gpu("GPU-0", "GPU-0", 0, memory_used=1 << 30)
     >>> [gpu.uuid for gpu in by_use([full, idle])]
     ['GPU-1', 'GPU-0']
     """
-    return sorted(gpus, key=lambda gpu: (gpu.memory_used, gpu.utilisation))
+    return sorted(gpus, key=lambda gpu: (gpu.is_largely_used, gpu.memory_used, gpu.utilisation))
+
+
+def told_of_use(chosen: Sequence[Gpu]) -> list[str]:
+    """A warning where other programs largely use some of the GPUs that were chosen, with what to type instead.
+
+    >>> told_of_use([Gpu("GPU-5f", "GPU-5f", 0, "", 60 << 30, 97, 80 << 30), Gpu("GPU-6a", "GPU-6a", 1)])
+    ['other programs use GPU 0 (GPU-5f: 60 of 80 GiB used, 97 % busy). Type --here_gpus 1 to take the least busy alone.']
+    """
+    used = [gpu for gpu in chosen if gpu.is_largely_used]
+    if not used:
+        return []
+    each = ", ".join(f"GPU {gpu.index} ({gpu.uuid}: {_used(gpu)}{gpu.utilisation} % busy)" for gpu in used)
+    left = len(chosen) - len(used)
+    how = f"Type --here_gpus {left} to take the least busy alone." if left else "Wait for them, or type --device cpu."
+    return [f"other programs use {each}. {how}"]
+
+
+def _used(gpu: Gpu) -> str:
+    return f"{gpu.memory_used / (1 << 30):.0f} of {gpu.memory / (1 << 30):.0f} GiB used, " if gpu.memory else ""
+
+
+def told_of_order(gpus: Sequence[Gpu], environ: Mapping[str, str]) -> list[str]:
+    """A note where CUDA_VISIBLE_DEVICES numbers GPUs that are unequal: other CUDA programs count the fastest first.
+
+    >>> unequal = [Gpu("GPU-5f", "GPU-5f", 0, "L4"), Gpu("GPU-6a", "GPU-6a", 1, "H100")]
+    >>> len(told_of_order(unequal, {"CUDA_VISIBLE_DEVICES": "0"})), told_of_order(unequal, {"CUDA_VISIBLE_DEVICES": "GPU-5f"})
+    (1, [])
+    """
+    chosen = environ.get("CUDA_VISIBLE_DEVICES", "")
+    is_clear = environ.get("CUDA_DEVICE_ORDER") == "PCI_BUS_ID" or len({gpu.name for gpu in gpus}) < 2
+    if is_clear or not any(word.strip().isdecimal() for word in chosen.split(",")):
+        return []
+    how = "CUDA programs number unequal GPUs otherwise, unless CUDA_DEVICE_ORDER=PCI_BUS_ID is set"
+    return [f"CUDA_VISIBLE_DEVICES={chosen} is read as nvidia-smi counts, by PCI bus; other {how}."]
 
 
 @dataclass(slots=True)
@@ -147,7 +230,8 @@ class Claim:
 
     ranks: int
     devices: tuple[str, ...] = ()  # UUIDs; ("mps",) on a Mac; empty: the CPU
-    locks: list[int] = field(default_factory=list)  # open files
+    locks: list[int] = field(default_factory=list)  # open files, one for each GPU of `devices`
+    notes: tuple[str, ...] = ()  # sentences for the user: GPUs that are left out, or that other programs use
 
     def release(self) -> None:
         for lock in self.locks:
@@ -164,7 +248,7 @@ def claim(
     asked_by: str = "--here_gpus",
     environ: Mapping[str, str] | None = None,
 ) -> Claim:
-    """Take the devices for `here` ranks (None: every free GPU, or one CPU process), the least busy GPUs first.
+    """Take the devices for `here` ranks (None: every GPU that no other launch holds, or one CPU process), the least busy GPUs first.
 
     A process that forks after this shares the locks: they last until both have ended.
 
@@ -174,7 +258,7 @@ def claim(
         locked: False only looks, for a plan that is printed.
         asked_by: where `here` is from, for messages.
     Raises:
-        BadGpuMap: more GPUs than there are, or than are free.
+        BadGpuMap: more GPUs than there are, or than other launches leave.
         BadSetting: `device` is not here, or CUDA_VISIBLE_DEVICES names no GPU.
     """
     environ = os.environ if environ is None else environ
@@ -187,20 +271,23 @@ def claim(
         return Claim(here or 1)
     if device == "mps" or (device == "auto" and is_mac):
         return _claim_mps(here, is_mac, asked_by)
-    gpus = list_gpus()
+    gpus, unusable = look()
+    is_chosen = bool(devices) or environ.get("CUDA_VISIBLE_DEVICES") is not None
+    notes = told_of_order(gpus, environ) if is_chosen else unusable
     seen = visible(gpus, ",".join(devices), "devices") if devices else visible(gpus, environ.get("CUDA_VISIBLE_DEVICES"))
     if not seen:
         if device == "cuda" or devices:
-            hidden = f"CUDA_VISIBLE_DEVICES={environ.get('CUDA_VISIBLE_DEVICES')!r} hides all {len(gpus)}" if gpus else _why_none()
-            raise BadSetting(f"--device cuda, but there is no GPU to use: {hidden}. Type --device cpu to train on the CPU.")
-        return Claim(here or 1)
+            hidden = f"CUDA_VISIBLE_DEVICES={environ.get('CUDA_VISIBLE_DEVICES')!r} hides all {len(gpus)}."
+            why = hidden if gpus else " ".join(unusable) or f"{_why_none()}."
+            raise BadSetting(f"--device cuda, but there is no GPU to use: {why} Type --device cpu to train on the CPU.")
+        return Claim(here or 1, notes=tuple(notes))
     if here is not None and here > len(seen):
         of_all = f" of the {len(gpus)} here, by CUDA_VISIBLE_DEVICES" if len(seen) < len(gpus) else ""
         raise BadGpuMap(
             f"{asked_by} {here}, and this machine has {_count(len(seen))} to use{of_all}. Type --here_gpus {len(seen)} or less, "
-            f"or --device cpu for CPU processes."
+            f"or --device cpu for CPU processes.{''.join(f' {note}' for note in notes)}"
         )
-    return _claim_gpus(here, by_use(seen), locked, asked_by)
+    return _claim_gpus(here, by_use(seen), locked, asked_by, notes)
 
 
 def _claim_mps(here: int | None, is_mac: bool, asked_by: str) -> Claim:
@@ -211,27 +298,27 @@ def _claim_mps(here: int | None, is_mac: bool, asked_by: str) -> Claim:
     return Claim(1, ("mps",))
 
 
-def _claim_gpus(here: int | None, gpus: Sequence[Gpu], locked: bool, asked_by: str) -> Claim:
-    claimed = Claim(0)
-    chosen: list[Gpu] = []
+def _claim_gpus(here: int | None, gpus: Sequence[Gpu], locked: bool, asked_by: str, notes: Sequence[str]) -> Claim:
+    taken: list[tuple[Gpu, int]] = []  # with their locks
     for gpu in gpus:
-        if len(chosen) == here:
+        if len(taken) == here:
             break
         lock = _try_lock(gpu.uuid)
         if lock is not None:
-            claimed.locks.append(lock)
-            chosen.append(gpu)
-    if not locked:
+            taken.append((gpu, lock))
+    taken.sort(key=lambda one: (one[0].index, one[0].uuid))
+    chosen = [gpu for gpu, _ in taken]
+    devices, locks = tuple(gpu.uuid for gpu in chosen), [lock for _, lock in taken]
+    claimed = Claim(len(chosen), devices, locks, (*notes, *told_of_use(chosen)))
+    is_enough = len(chosen) >= (here or 1)
+    if not locked or not is_enough:
         claimed.release()
-    if len(chosen) < (here or 1):
-        claimed.release()
+    if not is_enough:
         wish = f"{asked_by} {here}, and " if here else ""
         raise BadGpuMap(
             f"{wish}other launches hold {len(gpus) - len(chosen)} of the {_count(len(gpus))} of this machine. Wait for them, "
             f"{f'type --here_gpus {len(chosen)}, ' if chosen else ''}or train on the CPU with --device cpu."
         )
-    chosen.sort(key=lambda gpu: (gpu.index, gpu.uuid))
-    claimed.ranks, claimed.devices = len(chosen), tuple(gpu.uuid for gpu in chosen)
     return claimed
 
 

@@ -27,13 +27,20 @@ def nvmlDeviceGetCount():
     return len(GPUS)
 
 def nvmlDeviceGetHandleByIndex(index):
+    if GPUS[index].get("fails") == "at once":
+        raise NVMLError("Unknown Error")
     return GPUS[index]
 
 def nvmlDeviceGetUUID(device):
+    if device.get("fails") == "later":
+        raise NVMLError("GPU is lost")
     return device["uuid"]
 
 def nvmlDeviceGetName(device):
-    return "Fake GPU"
+    return device.get("name", "Fake GPU")
+
+def nvmlDeviceGetComputeRunningProcesses(device):
+    return [SimpleNamespace(pid=pid) for pid in device.get("programs", [])]
 
 def nvmlDeviceGetPciInfo(device):
     return SimpleNamespace(busId=device["bus"].encode())
@@ -49,7 +56,7 @@ def nvmlDeviceGetUtilizationRates(device):
 def nvmlDeviceGetMigMode(device):
     if "instances" not in device:
         raise NVMLError("Not Supported")
-    return bool(device["instances"]), 0
+    return bool(device["instances"] or device.get("is_mig")), 0
 
 def nvmlDeviceGetMaxMigDeviceCount(device):
     return 7
@@ -61,6 +68,7 @@ def nvmlDeviceGetMigDeviceHandleByIndex(device, index):
 '''
 
 GIB = 1 << 30
+# "fails": "at once" or "later"; "programs": the ids of those that compute on it; "is_mig" without "instances": none was made
 # as NVML lists them, which need not be the order of the buses: the one in MIG mode stands first and has the last bus
 FOUR = [
     {"uuid": "GPU-dd", "bus": "00000000:C1:00.0", "used": 0, "busy": 0, "instances": [
