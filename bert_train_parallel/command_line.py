@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from typing import Any, NoReturn
 
 from bert_train_parallel.errors import BadSetting
+
+WHOLE_NUMBER = re.compile("-?[0-9]{1,20}")
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,9 +43,27 @@ class Parser(argparse.ArgumentParser):
         bert_train_parallel.errors.BadSetting: unrecognized arguments: --batchsize 3. Did you mean --batch_size? See train --help.
         """
         import difflib  # for mistakes only: the launcher starts within milliseconds
-        import re
 
         unknown = re.match(r"unrecognized arguments: (-[^\s=]+)", message)
         near = difflib.get_close_matches(unknown[1], self._option_string_actions, 1) if unknown else []
         hint = f" Did you mean {near[0]}?" if near else ""
         raise BadSetting(f"{message}.{hint} See {self.prog} --help.")
+
+
+def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """The type of a flag that takes a whole number within these bounds.
+
+    >>> whole_number(1, 8)("8"), whole_number(0)("3")
+    (8, 3)
+    >>> whole_number(0)("-1")
+    Traceback (most recent call last):
+    argparse.ArgumentTypeError: '-1' is not a whole number from 0 up
+    """
+
+    def whole(text: str) -> int:
+        if not WHOLE_NUMBER.fullmatch(text) or int(text) < least or (most is not None and int(text) > most):
+            bounds = f"{least} up" if most is None else f"{least} to {most}"
+            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from {bounds}")
+        return int(text)
+
+    return whole

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from bert_train_parallel import gpus
-from bert_train_parallel.command_line import Parser
+from bert_train_parallel.command_line import WHOLE_NUMBER, Parser, whole_number
 from bert_train_parallel.errors import BadGpuMap, BadSetting, BertTrainParallelError, one_line, run_command
 from bert_train_parallel.launching.command import resolve_command
 from bert_train_parallel.launching.launcher import launch_node
@@ -20,9 +19,8 @@ from bert_train_parallel.processes import Interrupts, guarded, signal_name
 
 NAME = "launch"
 MOST_HERE, MOST_OTHERS = 4096, 1 << 20  # ranks of one machine and of all others that a hello may name
-_WHOLE = re.compile("-?[0-9]{1,20}")
 EPILOG = """examples:
-  launch.py bert_train_parallel.py leanings.csv                    every free GPU here; without a GPU, one CPU process
+  launch.py bert_train_parallel.py leanings.csv                    every GPU here that no other launch holds; without, a CPU
   launch.py --here_gpus 2 bert_train_parallel.py leanings.sqlite   the two least busy GPUs
   launch.py --gpu_map gpus.json bert_train_parallel.py leanings.sqlite      the same line on every machine of the map
   launch.py -m package.module    launch.py train.py    launch.py --no_python ./train.sh    anything else
@@ -51,14 +49,15 @@ def run(arguments: argparse.Namespace) -> int:
         raise
     if request.is_single_node and not arguments.quiet and (idle := _idle_flags(arguments)):
         say(f"this machine is alone, so {idle} changes nothing; --other_gpus or --gpu_map brings others in.")
+    told = _nothing if arguments.quiet else say
     if arguments.dry_run:
         from bert_train_parallel.launching.dry_run import describe_plan
 
-        print(describe_plan(request, _claim(request, locked=False)))
+        print(describe_plan(request, _claim(request, told, locked=False)))
         return 0
     problem = ""
     try:
-        claim = _claim(request, locked=True)
+        claim = _claim(request, told, locked=True)
     except BadSetting as error:
         if request.is_single_node:
             raise
@@ -87,9 +86,12 @@ def _tell_master(arguments: argparse.Namespace, error: BertTrainParallelError) -
     guarded(tell)
 
 
-def _claim(request: LaunchRequest, locked: bool) -> gpus.Claim:
+def _claim(request: LaunchRequest, told: Callable[[str], None], locked: bool) -> gpus.Claim:
     asked_by = "the GPU map" if request.gpu_map else "--here_gpus"
-    return gpus.claim(request.here, request.device, request.devices, locked=locked, asked_by=asked_by)
+    claim = gpus.claim(request.here, request.device, request.devices, locked=locked, asked_by=asked_by)
+    for note in claim.notes:
+        told(note)
+    return claim
 
 
 def _guarded(body: Callable[[Interrupts], int]) -> int:
@@ -213,7 +215,7 @@ def _checked_master(host: str | None) -> str | None:
 def _read_map(arguments: argparse.Namespace) -> dict[str, int] | None:
     """The GPU map, under its own flag or, as in earlier versions, as the file that `--other_gpus` names."""
     other = arguments.other_gpus
-    file = None if other is None or _WHOLE.fullmatch(other) else other
+    file = None if other is None or WHOLE_NUMBER.fullmatch(other) else other
     # without a letter it is a number that went wrong, unless there is such a file
     is_no_file = file is not None and not any(letter.isalpha() for letter in file) and "{" not in file and not os.path.exists(file)
     if is_no_file or (file is None and other is not None and not 0 <= int(other) <= MOST_OTHERS):
@@ -245,7 +247,7 @@ def _read_token(arguments: argparse.Namespace) -> str | None:
     if arguments.job_token_file is None:
         return arguments.job_token or os.environ.get("BERT_TRAIN_JOB_TOKEN") or None
     try:
-        with open(arguments.job_token_file, encoding="utf-8") as file:
+        with open(arguments.job_token_file, encoding="utf-8-sig") as file:  # a byte order mark is no part of the secret
             token = file.read(4096).strip()
     except (OSError, UnicodeDecodeError) as error:
         raise BadSetting(f"--job_token_file {arguments.job_token_file}: {error}. Name a text file with one line.") from None
@@ -302,7 +304,10 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--dry_run", action="store_true", help="print the plan and stop")
     here = parser.add_argument_group("this machine")
     here.add_argument(
-        "--here_gpus", type=_whole(1, MOST_HERE), metavar="N", help="processes here, on the least busy GPUs (default: all free GPUs)"
+        "--here_gpus",
+        type=whole_number(1, MOST_HERE),
+        metavar="N",
+        help="processes here, on the least busy GPUs (default: all that no other launch holds)",
     )
     here.add_argument(
         "--device", choices=("auto", "cuda", "mps", "cpu"), default="auto", help="default: GPUs where there are any, else CPU"
@@ -311,16 +316,24 @@ def _parser() -> argparse.ArgumentParser:
     here.add_argument(
         "--grace", type=_seconds(0), default=5.0, metavar="S", help="seconds between asking a process to end and killing it (5)"
     )
-    here.add_argument("--max_restarts", type=_whole(0), default=0, metavar="N", help="start the whole world again after a failure, N times")
+    here.add_argument(
+        "--max_restarts",
+        type=whole_number(0, MOST_OTHERS),
+        default=0,
+        metavar="N",
+        help="start the whole world again after a failure, N times",
+    )
     several = parser.add_argument_group("several machines")
     several.add_argument("--other_gpus", metavar="N", help="GPUs of all other machines together; or the file of a GPU map")
     several.add_argument("--gpu_map", metavar="FILE", help='JSON: {"host": GPUs, ...} in the order of node ranks, the master first')
     several.add_argument("--host", metavar="NAME", help="this machine's name in the GPU map (default: found by its addresses)")
-    several.add_argument("--node_rank", type=_whole(0), metavar="N", help="this machine's number; 0 is the master")
+    several.add_argument("--node_rank", type=whole_number(0, MOST_OTHERS), metavar="N", help="this machine's number; 0 is the master")
     several.add_argument("--master_addr", metavar="HOST", help="name or address of the master")
-    several.add_argument("--master_port", type=_whole(1, 65535), metavar="PORT", help="default: 29500; a free port for one machine alone")
     several.add_argument(
-        "--store_port", type=_whole(0, 65535), default=0, metavar="PORT", help="where the ranks meet, on the master (0: a free port)"
+        "--master_port", type=whole_number(1, 65535), metavar="PORT", help="default: 29500; a free port for one machine alone"
+    )
+    several.add_argument(
+        "--store_port", type=whole_number(0, 65535), default=0, metavar="PORT", help="where the ranks meet, on the master (0: a free port)"
     )
     several.add_argument(
         "--join_timeout", type=_seconds(0), default=120.0, metavar="S", help="seconds to wait for the other machines (120)"
@@ -334,15 +347,6 @@ def _parser() -> argparse.ArgumentParser:
 
     add_arguments(parser)
     return parser
-
-
-def _whole(least: int, most: int = MOST_OTHERS) -> Callable[[str], int]:
-    def whole(text: str) -> int:
-        if not _WHOLE.fullmatch(text) or not least <= int(text) <= most:
-            raise argparse.ArgumentTypeError(f"{text[:40]!r} is not a whole number from {least} to {most}")
-        return int(text)
-
-    return whole
 
 
 def _seconds(least: float) -> Callable[[str], float]:

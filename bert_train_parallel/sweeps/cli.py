@@ -7,10 +7,11 @@ import asyncio
 import json
 import re
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
+from bert_train_parallel.command_line import Parser, whole_number
 from bert_train_parallel.errors import BadRun, BadSetting, MissingPackage, Unreachable, run_command
 from bert_train_parallel.processes import end_with
 
@@ -32,7 +33,6 @@ Temporal's own environment variables and configuration file are read (TLS, API k
 _RUN_ELSEWHERE = (
     "run has a server and workers of its own; leave {} out. On another server: bert_sweep worker {}, and then bert_sweep start FILE {}."
 )
-_NEEDED = "Sweeps need Temporal and Optuna, which are not all installed: pip install 'bert-train-parallel[sweep]'"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,10 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(NAME, lambda: _run(argv))
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        """One sentence in place of argparse's usage and sentence."""
-        raise BadSetting(f"{message}. See {self.prog} --help.")
+class _Subcommand(Parser):
+    """Has all flags there are, so what it does not know is a mistake, which it can tell best."""
+
+    def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
 
 
 def _run(argv: Sequence[str]) -> int:
@@ -57,7 +61,9 @@ def _run(argv: Sequence[str]) -> int:
         return int(arguments.body(arguments) or 0)
     except ModuleNotFoundError as error:
         if error.name and error.name.split(".")[0] in ("temporalio", "optuna"):
-            raise MissingPackage(_NEEDED) from None
+            from bert_train_parallel.sweeps.server import NEEDED
+
+            raise MissingPackage(NEEDED) from None
         raise
     except asyncio.CancelledError:  # SIGTERM: everything was ended in order
         return _stopped(143)
@@ -71,25 +77,17 @@ def _stopped(exit_code: int) -> int:
 
 
 def _with_dashes(argv: Sequence[str]) -> list[str]:
-    """Subcommands and flags in either spelling; what follows a bare `--` is no flag.
+    """The subcommand in either spelling, as flags may be.
 
-    >>> _with_dashes(["set_budget", "mine", "2", "--output-dir=out", "--", "--a-text"])
-    ['set-budget', 'mine', '2', '--output_dir=out', '--', '--a-text']
+    >>> _with_dashes(["set_budget", "my_sweep", "2"])
+    ['set-budget', 'my_sweep', '2']
     """
-    words = []
-    end = list(argv).index("--") if "--" in argv else len(argv)
-    for place, word in enumerate(argv[:end]):
-        name, equals, value = word.partition("=")
-        is_command = place == 0 and not word.startswith("-")
-        words.append(
-            word.replace("_", "-") if is_command else f"--{name[2:].replace('-', '_')}{equals}{value}" if word[:2] == "--" else word
-        )
-    return [*words, *argv[end:]]
+    return [*(word.replace("_", "-") for word in argv[:1]), *argv[1:]]
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog=NAME, description=main.__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    parser = Parser(prog=NAME, description=main.__doc__, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=_Subcommand)
 
     def command(
         name: str, body: Callable[[argparse.Namespace], int | None], *words: tuple[str, dict[str, Any]], own_server: str = ""
@@ -108,8 +106,8 @@ def _parser() -> argparse.ArgumentParser:
 
     sweep_id = ("id", {"type": _name, "metavar": "ID", "help": "the sweep's experiment_id"})
     file = ("file", {"type": Path, "metavar": "FILE", "help": "JSON; bert_sweep example shows one"})
-    trials = ("--trials", {"type": _whole(1), "metavar": "N", "help": "trials at a time here (default: one for each GPU)"})
-    number = ("trial", {"type": _whole(0), "metavar": "TRIAL"})
+    trials = ("--trials", {"type": whole_number(1), "metavar": "N", "help": "trials at a time here (default: one for each GPU)"})
+    number = ("trial", {"type": whole_number(0), "metavar": "TRIAL"})
     kinds = {"choices": ("coordinate", "ladder", "random")}
     command("run", _run_sweep, file, own_server=_RUN_ELSEWHERE)
     command("coordinate", _coordinate, file, trials, own_server="coordinate runs the server of --output_dir; leave {} out.")
@@ -126,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
         "choices": ("training", "eval", "node"),
         "help": "what to serve; may be repeated (default: training and eval)",
     }
-    cores = {"type": _whole(1), "metavar": "N", "help": "CPU cores for each trial without a GPU (default: an equal part)"}
+    cores = {"type": whole_number(1), "metavar": "N", "help": "CPU cores for each trial without a GPU (default: an equal part)"}
     host = {"metavar": "NAME", "help": "this node's name in GPU maps"}
     command("worker", _worker, ("--queue", roles), trials, ("--cores", cores), ("--host", host))
     command("start", _start, file)
@@ -136,13 +134,13 @@ def _parser() -> argparse.ArgumentParser:
         command(name, _update(name, help), sweep_id)
     command("stop", _stop, sweep_id, ("--now", {"action": "store_true", "help": "end the trials under way too"}))
     command("stop-trial", _update("stop_trial", "end one trial; the others go on", "trial"), sweep_id, number)
-    command("add-trials", _update("add_trials", "run more trials", "count"), sweep_id, ("count", {"type": _whole(1), "metavar": "N"}))
+    command("add-trials", _update("add_trials", "run more trials", "count"), sweep_id, ("count", {"type": whole_number(1), "metavar": "N"}))
     budget = ("hours", {"type": _hours, "metavar": "GPU-HOURS|none"})
     command("set-budget", _update("set_budget", "change what the sweep may spend", "hours"), sweep_id, budget)
-    count = ("count", {"type": _whole(1), "metavar": "N"})
+    count = ("count", {"type": whole_number(1), "metavar": "N"})
     command("set-concurrency", _update("set_concurrency", "change how many trials run at a time", "count"), sweep_id, count)
     command("export", _export, sweep_id)
-    command("rerun", _rerun, sweep_id, ("trial", {"type": _whole(0), "metavar": "TRIAL", "nargs": "?", "help": "default: the best"}))
+    command("rerun", _rerun, sweep_id, ("trial", {"type": whole_number(0), "metavar": "TRIAL", "nargs": "?", "help": "default: the best"}))
     command(
         "infer",
         _infer,
@@ -357,15 +355,6 @@ def _run_id(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise argparse.ArgumentTypeError(f"{text!r} is not the name of a run; the leaderboard of a sweep has them, such as mine-t0003")
     return name
-
-
-def _whole(least: int) -> Callable[[str], int]:
-    def whole(text: str) -> int:
-        if not text.isdigit() or int(text) < least:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} up")
-        return int(text)
-
-    return whole
 
 
 def _hours(text: str) -> float | None:

@@ -31,7 +31,7 @@ _READY_S = 60.0
 _KEPT_S = 10 * 365 * 24 * 3600
 # The server reads its timers a second ahead, and one that is set within that second, as that of a retry is, waits for its end.
 _SETTINGS = ('history.timerProcessorMaxTimeShift="50ms"',)
-NEEDED = "Sweeps need Temporal and Optuna, which are not installed: pip install 'bert-train-parallel[sweep]'"
+NEEDED = "Sweeps need Temporal and Optuna, which are not all installed: pip install 'bert-train-parallel[sweep]'"
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bert_train_parallel.sweeps.cli import _parser, _with_dashes, main
+from bert_train_parallel.sweeps.cli import _parser, main
 from bert_train_parallel.sweeps.folder import SharedFolder
 from bert_train_parallel.sweeps.messages import BertFineTuneConfig, CoordinatorWorkflowInput, SweepRequest
 from bert_train_parallel.sweeps.requests import notes_on, notes_on_configurations, read_configurations, read_sweep
@@ -95,6 +95,9 @@ def test_a_mistake_in_a_file_is_one_line_that_names_file_and_field(
     [
         (["run", "nowhere.json"], "there is no such file"),
         (["fly"], "invalid choice"),
+        (["worker", "--trails", "2"], "unrecognized arguments: --trails 2. Did you mean --trials? See bert_sweep worker --help."),
+        (["watch", "mine", "--trials", "2"], "unrecognized arguments: --trials 2. See bert_sweep watch --help."),
+        (["set_budget", "mine", "lots", "--output-dir", "x"], "not a number of GPU-hours"),
         (["set-budget", "mine", "lots"], "not a number of GPU-hours"),
         (["stop-trial", "mine", "x"], "not a whole number"),
         (["pause", "mine"], "No Temporal server answers at 127.0.0.1:9: connection refused. "),
@@ -213,8 +216,8 @@ def test_every_message_is_whole_as_soon_as_it_is_imported() -> None:
 
 
 def test_a_text_that_looks_like_a_flag_stays_as_it_is() -> None:
-    words = _with_dashes(["infer", "mine", "--output-dir=out", "--", "--sad-gloomy table", "-x_y"])
-    assert _parser().parse_args(words).texts == ["--sad-gloomy table", "-x_y"]
+    arguments = _parser().parse_args(["infer", "mine", "--output-dir=out", "--", "--sad-gloomy table", "-x_y"])
+    assert (arguments.output_dir, arguments.texts) == (Path("out"), ["--sad-gloomy table", "-x_y"])
 
 
 def test_a_sweep_that_failed_before_any_trial_is_told_from_one_whose_name_begins_alike(tmp_path: Path) -> None:
