@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "bert_train_parallel"
-FOUNDATION = {"errors", "command_line", "rank", "run_files", "progress", "processes", "gpus", "records", "model_names"}
+FOUNDATION = {"errors", "command_line", "rank", "run_files", "progress", "processes", "gpus", "records", "model_names", "lost_peer"}
 SHARED = FOUNDATION | {"config", "metrics"}
 
 # Room -> rooms and modules it may import beside itself; a dotted name allows one module of a room.

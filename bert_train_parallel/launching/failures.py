@@ -4,24 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from dataclasses import dataclass
 from typing import Any
 
 from bert_train_parallel.launching.output import last_lines
 from bert_train_parallel.launching.plan import Failure
+from bert_train_parallel.lost_peer import tells_of_lost_peer
 from bert_train_parallel.processes import signal_name
 from bert_train_parallel.rank import Rank
 
 SAID_IN_FULL = ("usage", "stopped", "nan", "oom")  # kinds whose one sentence is all that a user needs
-
-# A rank whose peer died fails too, and may be noticed first; its own words tell that it is not the cause.
-_LOST_PEER = re.compile(
-    r"connection (was )?(reset|closed|refused|aborted)|connection(reset|refused|aborted)error|broken ?pipe|socket closed|"
-    r"closed by peer|peer (has )?(closed|exited|gone)|remote (peer|process|rank)|nccl(remote|system)error|recvvalue failed|"
-    r"failed to (recv|send)|store->get|unexpected eof",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +33,15 @@ class Ended:
 
 
 def is_consequence(ended: Ended) -> bool:
-    """Whether the rank's last words say that it lost a peer, so that the peer's failure is the one to tell."""
+    """Whether the rank's last words say that it lost a peer, so that the peer's failure is the one to tell.
+
+    A rank whose peer died fails too, and may be noticed first.
+    """
     if ended.returncode < 0 and ended.returncode != -6:  # abort() is how NCCL and gloo end a rank that lost its peers
         return False
     said = read_error_file(ended.error_file)
     message = str(said.get("message", "")) if said else "\n".join(last_lines(ended.log, 8))
-    return _LOST_PEER.search(message) is not None
+    return tells_of_lost_peer(message)
 
 
 def describe(ended: Ended, host: str) -> Failure:

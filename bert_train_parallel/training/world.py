@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from bert_train_parallel.errors import BadSetting, BertTrainParallelError, LaunchFailed, NodesDisagree, Unreachable
+from bert_train_parallel.lost_peer import tells_of_lost_peer
 from bert_train_parallel.processes import cores
 from bert_train_parallel.rank import Rank
 
@@ -28,7 +29,7 @@ _Value = TypeVar("_Value")
 _PATIENCE = timedelta(hours=2)
 _LEAST_TO_MEET_S = 5.0  # a --join_timeout may be shorter than what many ranks on a busy machine need for their connections
 
-_LOST_PEER = re.compile("connection (was )?(closed|reset|refused)|socket closed|broken pipe|nccl.*(remote|system) error", re.IGNORECASE)
+_has_joined = False  # in this process torch's group, where there is one, was made here
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +114,16 @@ class World:
         raise NodesDisagree(f"{what} differs between nodes: {shown}. {todo}")
 
 
-def meet(rank: Rank, backend: str, patience: timedelta = _PATIENCE) -> None:
-    """Make this process a rank of torch's default process group.
+def meet(rank: Rank, device: torch.device, backend: str, patience: timedelta = _PATIENCE) -> None:
+    """Make this process a rank of torch's default process group, all of whose connections are made.
 
     A rank that comes late, since its node still prepares the data, is waited for. What swallows messages on the way is not:
-    a port that gives no answer within the launch's --join_timeout is told.
+    a port that gives no answer within the launch's --join_timeout is told. NCCL's own ports are tried last; where they drop
+    messages, NCCL itself tries again for some minutes before it gives up.
 
     Args:
+        device: what the rank computes on.
+        backend: gloo | nccl. With NCCL for tensors of GPUs there is gloo too, for values.
         patience: how long each later message may take.
     Raises:
         Unreachable: a port of rank 0, or of other ranks, gives no answer.
@@ -137,17 +141,39 @@ def meet(rank: Rank, backend: str, patience: timedelta = _PATIENCE) -> None:
         began = time.monotonic()
         # gloo tries for five times its timeout to reach a rank
         timeout = timedelta(seconds=max(_LEAST_TO_MEET_S, within_s / 5))
-        dist.init_process_group(backend, store=store, rank=rank.rank, world_size=rank.world_size, timeout=timeout)
+        both = {"gloo": "gloo", "nccl": "cpu:gloo,cuda:nccl"}[backend]
+        dist.init_process_group(both, store=store, rank=rank.rank, world_size=rank.world_size, timeout=timeout)
     except RuntimeError as error:
-        if _LOST_PEER.search(str(error)):
-            raise LaunchFailed(_lost_peer_words(rank), 1) from error
-        raise Unreachable(
-            f"Rank {rank.rank} on {socket.gethostname()} reached the ranks' store at {rank.master_addr}, port {rank.master_port}, but not "
-            f"every other rank: {_reason(error)}, after {time.monotonic() - began:.0f} s. {_OPEN_PORTS.format(_free_ports())}"
-        ) from error
+        if tells_of_lost_peer(str(error)):
+            raise LaunchFailed(_lost_peer_words(rank, error), 1) from error
+        raise Unreachable(_unreachable_words(rank, _reason(error), time.monotonic() - began)) from error
     # torch has one timeout for meeting and for every later message; there is no public way to set it between the two
     dist.distributed_c10d._set_pg_timeout(patience)
     store.set_timeout(_PATIENCE)
+    if backend == "nccl":
+        _first_message(rank, device, within_s)
+
+
+def _first_message(rank: Rank, device: torch.device, within_s: float) -> None:
+    """One number from all ranks to all, for which a backend that connects late must connect.
+
+    Raises:
+        Unreachable: it has not come within so many seconds.
+        LaunchFailed: another rank ended meanwhile.
+    """
+    began = time.monotonic()
+    try:
+        work = dist.all_reduce(torch.ones(1, device=device), async_op=True)
+        while not work.is_completed():
+            if time.monotonic() - began > within_s:
+                raise Unreachable(_unreachable_words(rank, "a first message does not arrive", within_s))
+            time.sleep(0.01)
+        work.wait()
+    except RuntimeError as error:
+        # any other error than of the connection may be one of this machine, such as a full /dev/shm: it keeps its traceback
+        if tells_of_lost_peer(str(error)):
+            raise LaunchFailed(_lost_peer_words(rank, error), 1) from error
+        raise
 
 
 _OPEN_PORTS = (
@@ -216,8 +242,17 @@ def _reason(error: Exception) -> str:
     return re.sub(r"\[\S+:\d+\] ", "", lines[0]).rstrip(".") if lines else type(error).__name__
 
 
-def _lost_peer_words(rank: Rank) -> str:
-    return f"Rank {rank.rank} has lost another rank (connection closed by peer); its end is the one to look at."
+def _unreachable_words(rank: Rank, reason: str, seconds: float) -> str:
+    return (
+        f"Rank {rank.rank} on {socket.gethostname()} reached the ranks' store at {rank.master_addr}, port {rank.master_port}, but not "
+        f"every other rank: {reason}, after {seconds:.0f} s. {_OPEN_PORTS.format(_free_ports())}"
+    )
+
+
+def _lost_peer_words(rank: Rank, error: Exception) -> str:
+    return (
+        f"Rank {rank.rank} has lost another rank (connection closed by peer); its end is the one to look at. Seen here: {_reason(error)}."
+    )
 
 
 @contextlib.contextmanager
@@ -230,20 +265,23 @@ def join_world(rank: Rank, device: torch.device) -> Iterator[World]:
     if rank.world_size == 1:
         yield World(rank, device, (socket.gethostname(),), (0,), "none")
         return
+    global _has_joined
+    if _has_joined and dist.is_initialized():  # by a run before this one in the same process, which failed on every rank alike
+        dist.destroy_process_group()
+    _has_joined = True
     backend = "gloo" if device.type != "cuda" or rank.backend == "gloo" else "nccl"
-    # with GPUs both: NCCL for gradients, gloo for values
-    both = {"gloo": "gloo", "nccl": "cpu:gloo,cuda:nccl"}[backend]
-    meet(rank, both)
+    meet(rank, device, backend)
     try:
         alone = World(rank, device, (), (), backend)
         seen = alone.gather((socket.gethostname(), rank.node_rank))
         yield World(rank, device, tuple(host for host, _ in seen), tuple(node for _, node in seen), backend)
     except RuntimeError as error:
-        if not _LOST_PEER.search(str(error)):
+        if not tells_of_lost_peer(str(error)):
             raise
-        raise LaunchFailed(_lost_peer_words(rank), 1) from error
-    finally:
-        dist.destroy_process_group()
+        raise LaunchFailed(_lost_peer_words(rank, error), 1) from error
+    # not where the block has failed: NCCL waits here for the other ranks of the machine, which may wait for this one in a collective,
+    # and nobody would be told. The end of the process closes its connections as well.
+    dist.destroy_process_group()
 
 
 def choose_device(asked: str, rank: Rank) -> torch.device:

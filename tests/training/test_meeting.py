@@ -10,8 +10,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
+import torch
 
-from bert_train_parallel.errors import Unreachable
+from bert_train_parallel.errors import LaunchFailed, Unreachable
 from bert_train_parallel.launching.ports import free_port
 from bert_train_parallel.rank import Rank
 from bert_train_parallel.training import world
@@ -53,6 +54,36 @@ def test_a_rank_0_that_still_prepares_its_data_is_waited_for_beyond_the_deadline
     timer.join()
     servers[0].close()
     assert [record.message.count(f"port {port}, which refuses connections") for record in caplog.records] == [1]
+
+
+class Work:
+    """A message whose fate is known."""
+
+    def __init__(self, error: str | None = None, *, arrives: bool = True) -> None:
+        self.error, self.arrives = error, arrives
+
+    def is_completed(self) -> bool:
+        return self.arrives
+
+    def wait(self) -> None:
+        if self.error:
+            raise RuntimeError(self.error)
+
+
+@pytest.mark.parametrize(
+    ("work", "raised", "words"),
+    [
+        (Work(arrives=False), Unreachable, "a first message does not arrive"),
+        (Work("NCCL error: remote process exited or there was a network error"), LaunchFailed, "Rank 1 has lost another rank"),
+        (Work("NCCL error: unhandled system error. /dev/shm: No space left on device"), RuntimeError, "No space left"),
+    ],
+)
+def test_connections_that_are_made_late_are_tried_when_ranks_meet(
+    work: Work, raised: type[Exception], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(world.dist, "all_reduce", lambda values, async_op: work)
+    with pytest.raises(raised, match=words):
+        world._first_message(of_another_node(1), torch.device("cpu"), within_s=0.05)
 
 
 @pytest.mark.parametrize(("given", "found"), [("30", 30.0), ("0.5", world._LEAST_TO_MEET_S), ("soon", 120.0), (None, 120.0)])

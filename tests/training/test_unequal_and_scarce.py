@@ -78,6 +78,17 @@ def test_a_share_that_does_not_fit_is_computed_in_parts_with_the_same_result(
 
 
 @pytest.mark.slow
+def test_a_rank_that_fails_alone_says_so_and_ends_while_the_others_wait_for_it(source: Path, tiny_model: Path, tmp_path: Path) -> None:
+    flags = ("--model", tiny_model, "--batch_size", "8", "--shares", "equal", *EXACT)
+    patch = worlds.second_rank_has_no_memory_where_nothing_can_be_tried_again
+    world = worlds.start_world(2, source, *flags, folder=tmp_path, patch=patch)
+    assert world.wait(timeout=60) == [1, 4]
+    assert "no memory left" in world.output(1)
+    assert "Rank 0 has lost another rank" in world.output(0)
+    assert "Traceback" not in world.output()
+
+
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_ends_all_ranks_with_a_sentence_and_the_checkpoint_before_stays_whole(
     source: Path, tiny_model: Path, tmp_path: Path
 ) -> None:

@@ -219,6 +219,25 @@ def memory_for_few_tokens() -> None:
     PackedModel.forward = tightly  # type: ignore[method-assign]
 
 
+def second_rank_has_no_memory_where_nothing_can_be_tried_again() -> None:
+    """A patch: rank 1 has no room in a pass that averages; and who lets go of the group waits for all others, as with NCCL."""
+    import torch
+
+    from bert_train_parallel.models.packed import PackedModel
+
+    forward, calls = PackedModel.forward, 0
+
+    def tightly(self: PackedModel, *inputs: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += self.training
+        if calls > 12 and os.environ["RANK"] == "1":
+            raise torch.OutOfMemoryError("no room for the sake of the test")
+        return forward(self, *inputs)
+
+    PackedModel.forward = tightly  # type: ignore[method-assign]
+    torch.distributed.destroy_process_group = lambda: time.sleep(600)
+
+
 def loss_becomes_nan() -> None:
     """A patch: after some steps the model's outputs are not numbers any more."""
     import torch
