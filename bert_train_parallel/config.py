@@ -348,7 +348,7 @@ def read_json_settings(path: Path) -> dict[str, Any]:
         BadSetting: no such file, not JSON, or not an object.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows begin a file with a byte order mark
     except FileNotFoundError:
         raise BadSetting(f"--config {path}: there is no such file.") from None
     except (OSError, ValueError, RecursionError) as error:

@@ -49,6 +49,11 @@ def test_a_value_that_cannot_be_is_a_sentence_with_its_flag(flag: str, value: st
     assert words in str(raised.value)
 
 
+def test_the_byte_order_mark_of_editors_on_windows_is_no_part_of_a_file_of_settings(tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text('{"epochs": 5}', encoding="utf-8-sig")
+    assert typed("--config", str(tmp_path / "settings.json")).epochs == 5
+
+
 def test_shares_of_a_split_are_scaled_to_one() -> None:
     assert typed("--split", "50/50/100").split == (0.25, 0.25, 0.5)
     assert typed("--split", "9,1,0").split == (0.9, 0.1, 0.0)

@@ -127,7 +127,7 @@ def check_data(configs: Iterable[BertFineTuneConfig | BertEvalRequest], path: Pa
 
 def _read(path: Path, kind: str) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows begin a file with a byte order mark
     except FileNotFoundError:
         raise BadSetting(f"{path}: there is no such file. `bert_sweep example {kind} > {path}` writes one to begin with.") from None
     except IsADirectoryError:

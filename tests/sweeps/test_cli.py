@@ -228,6 +228,12 @@ def test_a_sweep_that_failed_before_any_trial_is_told_from_one_whose_name_begins
     assert [place.name for place in SharedFolder(tmp_path).trials_of("a")] == ["a-t12345-r1"]
 
 
+def test_the_byte_order_mark_of_editors_on_windows_is_no_part_of_a_sweep(tmp_path: Path) -> None:
+    file = write(tmp_path, {"base": BASE, "num_trials": 3})
+    file.write_text(file.read_text(), encoding="utf-8-sig")
+    assert read_sweep(file).num_trials == 3
+
+
 def test_data_is_looked_for_beside_the_file(tmp_path: Path) -> None:
     (tmp_path / "leanings.csv").write_text("text,label\n")
     request = read_sweep(write(tmp_path, {"base": BASE}))
