@@ -145,44 +145,46 @@ class _Agent:
         rank = self._plan.rank(self._node_rank, local_rank)
         log_path = os.path.join(self._folder, f"rank_{rank.rank}.log")
         error_file = os.path.join(self._folder, f"rank_{rank.rank}_error.json")
-        try:
-            log = os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
-            if os.path.exists(error_file):
-                os.unlink(error_file)
-        except OSError as error:
-            raise not_writable(error, log_path) or error from error
+        log = _open_log(log_path, error_file)
+        prefix = f"[rank {rank.rank}] ".encode() if rank.world_size > 1 else b""
+        if prefix and os.isatty(1):
+            prefix = output.ERASE + prefix
         pipes = [os.pipe(), os.pipe()]
+        streams = [
+            output.RankStream(pipe, sink, os.dup(log), prefix, shows_updates=local_rank == 0)
+            for (pipe, _), sink in zip(pipes, self._sinks, strict=True)
+        ]
+        try:
+            process = self._start(rank, error_file, stdout=pipes[0][1], stderr=pipes[1][1])
+        except BaseException:
+            for stream in streams:
+                stream.close()
+            raise
+        finally:
+            for ours in (log, *(end for _, end in pipes)):
+                os.close(ours)
+        self.ranks.append(_Running(rank, process, streams, log_path, error_file))
+
+    def _start(self, rank: Rank, error_file: str, stdout: int, stderr: int) -> subprocess.Popen[bytes]:
         devices = self._plan.nodes[self._node_rank].devices
         environment = rank_environment(rank, self._request, devices, dict(os.environ)) | self._world.environment
         environment["TORCHELASTIC_ERROR_FILE"] = error_file
         if os.isatty(1):
             environment["BERT_TRAIN_TERMINAL"] = "1"  # our trainer writes to a pipe, and may draw its progress in place all the same
         try:
-            process = processes.start(
+            return processes.start(
                 self._request.command,
                 folder=self._request.folder,
                 environment=environment,
                 stdin=0 if rank.rank == 0 else subprocess.DEVNULL,
-                stdout=pipes[0][1],
-                stderr=pipes[1][1],
+                stdout=stdout,
+                stderr=stderr,
             )
         except OSError as error:
             raise BadSetting(
                 f"{self._request.command[0]} cannot be started on {self._host}: {(error.strerror or str(error)).lower()}. "
                 f"Look at its first line (#!...) and at its permissions."
             ) from None
-        finally:
-            for _, end in pipes:
-                os.close(end)
-        prefix = f"[rank {rank.rank}] ".encode() if rank.world_size > 1 else b""
-        if prefix and os.isatty(1):
-            prefix = output.ERASE + prefix
-        streams = [
-            output.RankStream(pipe, sink, os.dup(log), prefix, shows_updates=local_rank == 0)
-            for (pipe, _), sink in zip(pipes, self._sinks, strict=True)
-        ]
-        self.ranks.append(_Running(rank, process, streams, log_path, error_file))
-        os.close(log)
 
     def run(self) -> None:
         """Pass on output, signals and news of other nodes until every process has ended."""
@@ -267,8 +269,7 @@ class _Agent:
         """Seconds until something is due although nothing arrives; None: nothing is."""
         if self._kill_at is not None or not self._living:
             return 0.1  # a process that is not our child may end and leave others, and nothing tells us
-        due = [moment for moment in (self._decide_at, self._kill_at) if moment is not None]
-        return max(0.0, min(due) - time.monotonic()) if due else None
+        return None if self._decide_at is None else max(0.0, self._decide_at - time.monotonic())
 
     def _read_signals(self) -> None:
         for number in self._interrupts.read():
@@ -355,6 +356,21 @@ class _Agent:
             if pid not in self._asked:
                 processes.send(pid, signal.SIGTERM)
                 self._asked.add(pid)
+
+
+def _open_log(path: str, error_file: str) -> int:
+    """An empty log, and no error file of an earlier launch.
+
+    Raises:
+        NotWritable: the folder takes no files.
+    """
+    try:
+        log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
+        if os.path.exists(error_file):
+            os.unlink(error_file)
+    except OSError as error:
+        raise not_writable(error, path) or error from error
+    return log
 
 
 def _group_of(leader: int) -> list[int]:

@@ -30,28 +30,30 @@ def launch(request: LaunchRequest, on_event: OnEvent | None = None, *, stdout: O
             fails is a result, not an error.
     """
     reading, writing = os.pipe()
-    with subprocess.Popen(
-        launcher_command(writing),
-        stdin=subprocess.PIPE,
-        stdout=stdout,
-        stderr=stderr,
-        pass_fds=(writing,),
-        env=launcher_environment(),
-        start_new_session=True,
-        bufsize=0,
-    ) as launcher:
-        os.close(writing)
+    with open(reading, "rb") as lines:
+        try:
+            launcher = subprocess.Popen(
+                launcher_command(writing),
+                stdin=subprocess.PIPE,
+                stdout=stdout,
+                stderr=stderr,
+                pass_fds=(writing,),
+                env=launcher_environment(),
+                start_new_session=True,
+                bufsize=0,
+            )
+        finally:
+            os.close(writing)
         assert launcher.stdin is not None
         try:
             # standard input stays open: its end tells the launcher that this process has gone
             with contextlib.suppress(BrokenPipeError):  # it has ended already; its exit code follows below
                 launcher.stdin.write(json.dumps(asdict(request)).encode() + b"\n")
             said: dict[str, Any] = {}
-            with open(reading, "rb") as lines:
-                for line in lines:
-                    said = json.loads(line)
-                    if "event" in said and on_event:
-                        on_event(LaunchEvent(**said["event"]))
+            for line in lines:
+                said = json.loads(line)
+                if "event" in said and on_event:
+                    on_event(LaunchEvent(**said["event"]))
         finally:
             launcher.stdin.close()
             launcher.wait()

@@ -103,7 +103,7 @@ class RankStream:
             self._partial = b""
             self.is_open = False
             return False
-        if not self._prefix:
+        if not self._prefix:  # nobody shares the terminal with this rank: what it prints is shown at once, not line by line
             self._show(data)
             return True
         self._partial += data

@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from bert_train_parallel.launching.library import answer, launcher_command, launcher_environment
 from bert_train_parallel.launching.plan import LaunchRequest, LaunchResult
@@ -41,18 +41,24 @@ async def launch(
         BertTrainParallelError: the launch did not come about.
     """
     reading, writing = os.pipe()
-    with open(output, "ab") as log:
-        launcher = await asyncio.create_subprocess_exec(
-            *launcher_command(writing),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=log,
-            stderr=log,
-            pass_fds=(writing, *held),
-            env=launcher_environment() | dict(environment or {}),
-            start_new_session=True,
-        )
-    os.close(writing)
-    said = await _lines_of(reading)
+    lines = os.fdopen(reading, "rb")
+    try:
+        with open(output, "ab") as log:
+            launcher = await asyncio.create_subprocess_exec(
+                *launcher_command(writing),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=log,
+                stderr=log,
+                pass_fds=(writing, *held),
+                env=launcher_environment() | dict(environment or {}),
+                start_new_session=True,
+            )
+    except BaseException:
+        lines.close()
+        raise
+    finally:
+        os.close(writing)
+    said = await _lines_of(lines)
     assert launcher.stdin is not None
     try:
         launcher.stdin.write(json.dumps(asdict(request)).encode() + b"\n")
@@ -93,9 +99,9 @@ async def _end(process: asyncio.subprocess.Process, grace_s: float, on_tick: Cal
     await ended
 
 
-async def _lines_of(pipe: int) -> asyncio.StreamReader:
+async def _lines_of(pipe: BinaryIO) -> asyncio.StreamReader:
     reader = asyncio.StreamReader()
-    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(pipe, "rb"))
+    await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), pipe)
     return reader
 
 

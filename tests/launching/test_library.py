@@ -42,6 +42,15 @@ def test_a_request_that_cannot_be_raises_its_own_error(tmp_path: Path) -> None:
         launch(LaunchRequest(("./none",), folder=str(tmp_path), device="cpu"))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_launcher_that_cannot_be_started_leaves_no_file_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bert_train_parallel.launching.library.launcher_command", lambda events: [str(tmp_path / "none")])
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(FileNotFoundError):
+        launch(LaunchRequest((sys.executable, "a.py"), folder=str(tmp_path)))
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_a_launch_works_in_a_thread_of_a_program_that_goes_on(tmp_path: Path) -> None:
     (tmp_path / "a.py").write_text("print('ran')")
     codes: list[int] = []
