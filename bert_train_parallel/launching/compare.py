@@ -17,6 +17,7 @@ TODO = {
     "--send_data": "Type the same on every node.",
     "bert-train-parallel": "Install one version of it on every node.",
     "torch": "Install one version on every node, for example: pip install torch=={0}",
+    "transformers": "Install one version on every node, for example: pip install transformers=={0}",
     "NCCL": "It comes with torch: install one build of torch on every node.",
 }
 

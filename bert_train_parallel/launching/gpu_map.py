@@ -31,10 +31,6 @@ class Place:
     def ranks(self) -> int:
         return self.gpu_map[self.host]
 
-    @property
-    def master(self) -> str:
-        return next(iter(self.gpu_map))
-
 
 def read_gpu_map(source: str) -> dict[str, int]:
     """A map from a JSON file, or from the text of one, in the order of node ranks.

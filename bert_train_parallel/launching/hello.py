@@ -64,8 +64,10 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             return ""
 
+    # transformers says what a model is made of: other nodes make the same one and are sent its values
+    packages = ("bert-train-parallel", "torch", "transformers")
     nccl = next((found for found in map(version, ("nvidia-nccl-cu13", "nvidia-nccl-cu12")) if found), "")
-    return {"bert-train-parallel": version("bert-train-parallel"), "torch": version("torch"), "NCCL": nccl}
+    return {package: version(package) for package in packages} | {"NCCL": nccl}
 
 
 def words(command: tuple[str, ...], folder: str) -> tuple[Word, ...]:

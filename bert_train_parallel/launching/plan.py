@@ -31,6 +31,11 @@ class Node:
             return "cpu"
         return "mps" if self.devices[0] == "mps" else "cuda"
 
+    @property
+    def has_instances(self) -> bool:
+        """Whether some of its devices are MIG instances: parts of a GPU."""
+        return any(device.startswith("MIG-") for device in self.devices)
+
 
 @dataclass(frozen=True, slots=True)
 class WorldPlan:
@@ -48,7 +53,6 @@ class WorldPlan:
 
     nodes: tuple[Node, ...]
     master_addr: str = "127.0.0.1"  # as the node that holds this plan reaches the master
-    control_port: int = 0  # where the nodes keep in touch; 0 for a single node
     store_port: int = DEFAULT_PORT  # where the ranks meet: MASTER_PORT
     attempt: int = 0
     job: str = ""
@@ -60,8 +64,9 @@ class WorldPlan:
     @property
     def backend(self) -> str:
         """nccl | gloo"""
-        # NCCL needs a GPU for every rank: one node without makes it gloo for all
-        return "nccl" if all(node.device == "cuda" for node in self.nodes) else "gloo"
+        # NCCL needs a whole GPU for every rank (two MIG instances of one are the same to it): one node without makes it gloo for all
+        is_for_nccl = all(node.device == "cuda" and not node.has_instances for node in self.nodes)
+        return "nccl" if is_for_nccl else "gloo"
 
     def ranks_on(self, node_rank: int) -> range:
         """The ranks of one node."""
@@ -86,14 +91,6 @@ class WorldPlan:
             job=self.job,
         )
 
-    def node_of(self, rank: int) -> int:
-        """The node rank of the node that runs `rank`.
-
-        >>> WorldPlan((Node("alpha", 2), Node("beta", 3))).node_of(2)
-        1
-        """
-        return next(number for number in range(len(self.nodes)) if rank in self.ranks_on(number))
-
 
 @dataclass(frozen=True, slots=True)
 class LaunchRequest:
@@ -101,7 +98,7 @@ class LaunchRequest:
 
     command: tuple[str, ...]  # what runs in every rank, ready for exec
     folder: str = "."  # the ranks' working directory
-    here: int | None = None  # ranks on this node; None: every free GPU, or one CPU process
+    here: int | None = None  # ranks on this node; None: every GPU that no other launch holds, or one CPU process
     others: int = 0  # ranks on all other nodes
     gpu_map: dict[str, int] | None = None  # host to ranks, in the order of node ranks
     host: str | None = None  # this node's name in the map; None: found by its addresses
@@ -199,7 +196,6 @@ def make_plan(request: LaunchRequest, hellos: Sequence[Hello], attempt: int = 0,
     return WorldPlan(
         nodes=tuple(hello.node for hello in in_node_order(hellos)),
         master_addr=request.master_addr or "127.0.0.1",
-        control_port=0 if len(hellos) == 1 else request.master_port or DEFAULT_PORT,
         store_port=hellos[0].store_port,
         attempt=attempt,
         job=job,

@@ -105,7 +105,7 @@ def test_localhost_is_the_machine_that_no_other_host_of_the_map_is(own: str) -> 
 def test_a_machine_that_is_left_out_takes_the_place_that_node_rank_gives() -> None:
     found = place({"beta": 3, "gamma": 1}, {"alpha"}, {"10.0.0.1"}, node_rank=1, here=2)
     assert list(found.gpu_map.items()) == [("beta", 3), ("localhost", 2), ("gamma", 1)]
-    assert (found.node_rank, found.ranks, found.master) == (1, 2, "beta")
+    assert (found.node_rank, found.ranks) == (1, 2)
 
 
 def test_a_machine_that_is_left_out_without_a_place_gets_a_sentence_with_its_own_names() -> None:
