@@ -20,7 +20,7 @@ from bert_train_parallel.processes import Interrupts, guarded, signal_name
 NAME = "launch"
 MOST_HERE, MOST_OTHERS = 4096, 1 << 20  # ranks of one machine and of all others that a hello may name
 EPILOG = """examples:
-  launch.py bert_train_parallel.py leanings.csv                    every GPU here that no other launch holds; without, a CPU
+  launch.py bert_train_parallel.py leanings.csv                    every GPU here that no other launch holds; without a GPU, one CPU process
   launch.py --here_gpus 2 bert_train_parallel.py leanings.sqlite   the two least busy GPUs
   launch.py --gpu_map gpus.json bert_train_parallel.py leanings.sqlite      the same line on every machine of the map
   launch.py -m package.module    launch.py train.py    launch.py --no_python ./train.sh    anything else
@@ -307,7 +307,7 @@ def _parser() -> argparse.ArgumentParser:
         "--here_gpus",
         type=whole_number(1, MOST_HERE),
         metavar="N",
-        help="processes here, on the least busy GPUs (default: all that no other launch holds)",
+        help="processes here, on the least busy GPUs (default: on all that no other launch holds)",
     )
     here.add_argument(
         "--device", choices=("auto", "cuda", "mps", "cpu"), default="auto", help="default: GPUs where there are any, else CPU"

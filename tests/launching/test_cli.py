@@ -119,6 +119,13 @@ def test_the_map_may_be_named_by_either_flag(tmp_path: Path, monkeypatch: pytest
     assert (requests[0].gpu_map, requests[0].node_rank, requests[0].here) == ({"alpha": 2, "127.0.0.1": 3}, 0, 2)
 
 
+def test_the_byte_order_mark_of_editors_on_windows_is_no_part_of_the_secret(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("a.py").touch()
+    Path("token").write_text("secret\n", encoding="utf-8-sig")
+    assert read_request(read_arguments(["--job_token_file", "token", "--other_gpus", "1", "a.py"])).job_token == "secret"
+
+
 def test_our_trainer_is_known_by_name_and_no_file_shadows_the_package(launcher: Launcher) -> None:
     (launcher.folder / "bert_train_parallel").mkdir()  # as where this project was cloned
     for name in ("bert_train_parallel.py", "bert_train_parallel"):

@@ -37,6 +37,18 @@ def test_one_process_runs_on_each_gpu_and_two_launches_at_once_share_none(launch
     assert len(launcher.run("--dry_run", script, **environment).out.split("MIG-d")) > 2
 
 
+def test_a_gpu_that_other_programs_use_is_taken_too_where_no_number_is_given_and_that_is_said_once(
+    launcher: Launcher, tmp_path: Path
+) -> None:
+    idle = {"uuid": "GPU-aa", "bus": "1", "used": 0, "busy": 0}
+    environment = fake_nvml.install(tmp_path, [idle, idle | {"uuid": "GPU-bb", "bus": "2", "used": 60 * fake_nvml.GIB, "busy": 97}])
+    script = launcher.script("print()")
+    said = "launch: other programs use GPU 1 (GPU-bb: 60 of 80 GiB used, 97 % busy). Type --here_gpus 1 to take the least busy alone.\n"
+    for words, times in ([], 1), (["--dry_run"], 1), (["-q"], 0), (["--here_gpus", "1"], 0):
+        launch = launcher.run(*words, script, **environment)
+        assert (launch.process.returncode, launch.err.count(said)) == (0, times), launch.err
+
+
 def test_device_cpu_hides_the_gpus(launcher: Launcher, tmp_path: Path) -> None:
     script = launcher.script("import os; print(repr(os.environ['CUDA_VISIBLE_DEVICES']), os.environ['BERT_TRAIN_DEVICE'])")
     assert launcher.run("--device", "cpu", script, **fake_nvml.install(tmp_path)).out == "'' cpu\n"
