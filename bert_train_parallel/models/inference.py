@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -13,6 +14,7 @@ from bert_train_parallel.data.batches import Batch, IntArray, Rows, make_batch
 from bert_train_parallel.models import packing
 from bert_train_parallel.models.packed import PackedModel
 
+_NO_MEMORY = re.compile("out of memory|alloc_failed|can't allocate memory|not enough memory", re.IGNORECASE)
 HALF = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -48,9 +50,21 @@ def outputs_of(model: PackedModel, rows: Rows, numbers: IntArray, device: torch.
     """Outputs (b, k) of the rows of these numbers, in one or more pieces: a batch that does not fit is halved."""
     try:
         return [model(*inputs_of(make_batch(rows, numbers, 1.0), device))]
-    except torch.OutOfMemoryError:
-        if len(numbers) < 2:
+    except RuntimeError as error:
+        if len(numbers) < 2 or not tells_of_memory(error):
             raise
     torch.cuda.empty_cache()  # out of the except block, where the traceback would keep the activations alive
     half = len(numbers) // 2
     return outputs_of(model, rows, numbers[:half], device) + outputs_of(model, rows, numbers[half:], device)
+
+
+def tells_of_memory(error: BaseException) -> bool:
+    """Whether torch says that a device, or this machine, has no memory left.
+
+    It has a class of errors for that, which only its own allocator for CUDA raises. CUDA itself, cuBLAS, NCCL, Metal and the CPU's
+    allocator say it in words.
+
+    >>> tells_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    True
+    """
+    return isinstance(error, torch.OutOfMemoryError) or (isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None)

@@ -55,7 +55,10 @@ def _parser() -> argparse.ArgumentParser:
     machine = parser.add_argument_group("machine")
     machine.add_argument("--device", default="auto", choices=["auto", "cuda", "mps", "cpu"], help="what to compute on (default: auto)")
     machine.add_argument(
-        "--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16", "float64"], help="precision; auto: as in training"
+        "--dtype",
+        default="auto",
+        choices=["auto", "float32", "bfloat16", "float16", "float64"],
+        help="precision; auto: as in training, or float32 where that is no faster here",
     )
     machine.add_argument("--batch_size", metavar="N", type=int, help="rows of full length per forward pass")
     machine.add_argument("--threads", metavar="N", type=int, help="CPU threads")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,19 +43,17 @@ class Predictor:
 
         Args:
             device: auto, cuda, mps or cpu.
-            dtype: auto: the one it was trained in.
+            dtype: auto: the one it was trained in, or float32 where this device has no fast arithmetic of that kind.
             batch_size: rows per forward pass, as long as rows may be; None: as many as training evaluates at once.
         Raises:
             BadSetting: a device that is not here, or a value that cannot be.
         """
         self._device = _device_for(device, dtype, batch_size)
         self.saved = saved
-        self._dtype = saved.reading.dtype if dtype == "auto" else dtype
-        if self._dtype == "float16" and self._device.type == "cpu":
-            self._dtype = "float32"  # CPUs have no fast float16
-        self._model = saved.model.to(self._device)
+        self._dtype = precision_for(dtype, saved.reading.dtype, self._device.type)
+        # one after the other: a Metal GPU cannot hold what still is float64
+        self._model = saved.model.to(torch.float64 if self._dtype == "float64" else torch.float32).to(self._device)
         if self._dtype not in HALF:
-            self._model.to(torch.float64 if self._dtype == "float64" else torch.float32)
             use_matmul(self._model, choose_matmul("auto", self._model).library)
         self._tokens = batch_size * saved.reading.sequence_len if batch_size else batch_tokens(self._device)
         self._tokenizer = _tokenizer(saved.tokenizer)
@@ -117,7 +115,7 @@ class Predictor:
         found = np.zeros((len(rows), self._model.config.num_labels))
         with torch.inference_mode(), autocast(self._device, self._dtype):
             for numbers in batches_by_length(rows.lengths, self._tokens):
-                found[numbers] = torch.cat(outputs_of(self._model, rows, numbers, self._device)).double().cpu().numpy()
+                found[numbers] = torch.cat(outputs_of(self._model, rows, numbers, self._device)).cpu().double().numpy()
         return found
 
 
@@ -149,6 +147,25 @@ def windows(texts: Iterable[tuple[str, ...]]) -> Iterator[list[tuple[str, ...]]]
         yield window
 
 
+def precision_for(asked: str, trained: str, device: str) -> str:
+    """The precision to predict in on a kind of device; auto: as the model was trained. Else float32, which is never less exact.
+
+    >>> precision_for("auto", "bfloat16", "cuda"), precision_for("auto", "float64", "mps"), precision_for("float16", "float32", "cpu")
+    ('bfloat16', 'float32', 'float32')
+    """
+    dtype = trained if asked == "auto" else asked
+    if device == "cpu":
+        is_slow = dtype == "float16" or (dtype == "bfloat16" and asked == "auto" and not _has_fast_bfloat16())
+        return "float32" if is_slow else dtype
+    return "float32" if device == "mps" and dtype == "float64" else dtype  # Metal has no float64
+
+
+def _has_fast_bfloat16() -> bool:
+    """Whether this CPU multiplies in bfloat16, where torch tells it; others take several times as long for it as for float32."""
+    has: Mapping[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.13 has it
+    return any(has.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))  # the last one is of ARM
+
+
 def _tokenizer(text: str) -> TextTokenizer:
     """The tokenizer of a saved model, from the text of its tokenizer.json."""
     try:
@@ -169,7 +186,10 @@ def _device_for(device: str, dtype: str, batch_size: int | None) -> torch.device
         raise BadSetting(f"dtype {dtype!r}: one of {', '.join(DTYPES)} is expected.")
     if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
         raise BadSetting(f"batch_size {batch_size!r}: a whole number from 1 up is expected.")
-    return _device(device)
+    found = _device(device)
+    if found.type == "mps" and dtype == "float64":
+        raise BadSetting("--dtype float64: a Metal GPU has no such arithmetic. Type --device cpu.")
+    return found
 
 
 def _device(asked: str) -> torch.device:

@@ -126,6 +126,48 @@ def test_bfloat16_is_near_float32(run: RunFiles) -> None:
     np.testing.assert_allclose(chances(load_model(run.folder, dtype="bfloat16").predict(TEXTS)), expected, atol=0.02)
 
 
+@pytest.mark.parametrize("capabilities, found", [({"avx512_bf16": True}, "bfloat16"), ({"avx512_f": True}, "float32"), ({}, "float32")])
+def test_a_model_of_a_gpu_is_predicted_in_float32_on_a_cpu_that_is_slower_in_bfloat16(
+    save_run: Callable[..., RunFiles], monkeypatch: pytest.MonkeyPatch, capabilities: dict[str, bool], found: str
+) -> None:
+    monkeypatch.setattr(module.torch.cpu, "get_capabilities", lambda: capabilities)
+    predictor = load_model(save_run(dtype="bfloat16").folder, device="cpu")
+    assert predictor._dtype == found
+    assert module.precision_for("bfloat16", "float32", "cpu") == "bfloat16"  # what is asked for is done
+    assert predictor.predict(["the dog"])
+
+
+def test_a_metal_gpu_is_asked_for_no_float64(run: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module.torch.backends.mps, "is_available", lambda: True)
+    with pytest.raises(BadSetting, match="--dtype float64: a Metal GPU has no such arithmetic"):
+        load_model(run.folder, device="mps", dtype="float64")
+    # what comes from the device is float32 until it is on the CPU
+    predictor = load_model(run.folder, device="cpu")
+    asked: list[str] = []
+
+    class OnMetal:
+        def __getattr__(self, name: str) -> Any:
+            asked.append(name)
+            return lambda *_: np.zeros((1, 2)) if name == "numpy" else self
+
+    monkeypatch.setattr(module, "outputs_of", lambda *_: [OnMetal()])
+    monkeypatch.setattr(module.torch, "cat", lambda outputs: outputs[0])
+    predictor.predict(["the dog"])
+    assert asked == ["cpu", "double", "numpy"]
+
+
+@pytest.mark.parametrize("dtype", module.DTYPES)
+def test_a_model_of_any_precision_predicts_in_any_other(save_run: Callable[..., RunFiles], dtype: str) -> None:
+    from dataclasses import replace
+
+    from bert_train_parallel.models.export import load_saved
+
+    saved = load_saved(save_run(dtype="float64").saved_model)
+    exact = chances(Predictor(replace(saved, model=saved.model.double()), "cpu").predict(TEXTS))
+    found = chances(Predictor(replace(saved, model=saved.model.double()), "cpu", dtype).predict(TEXTS))
+    np.testing.assert_allclose(found, exact, atol=0.02)
+
+
 def test_a_broken_tokenizer_is_a_bad_model(run: RunFiles) -> None:
     from dataclasses import replace
 
