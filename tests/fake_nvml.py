@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 MODULE = '''
 """The part of pynvml that the launcher uses, for the GPUs of the JSON file beside it."""
@@ -88,3 +91,13 @@ def install(folder: Path, gpus: Any = FOUR) -> dict[str, str]:
     (place / "pynvml.py").write_text(MODULE)
     (place / "gpus.json").write_text(json.dumps(gpus))
     return {"PYTHONPATH": str(place), "BERT_TRAIN_LOCKS": str(folder / "locks")}
+
+
+def use(folder: Path, monkeypatch: pytest.MonkeyPatch, gpus: Any = FOUR) -> None:
+    """The same for this process, until the test ends."""
+    for name, value in install(folder, gpus).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.syspath_prepend(str(folder / "fake_nvml"))
+    monkeypatch.delitem(sys.modules, "pynvml", raising=False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr("sys.platform", "linux")

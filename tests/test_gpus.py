@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import fake_nvml
 import pytest
@@ -21,19 +20,10 @@ A, B, C = "GPU-aa", "GPU-bb", "GPU-cc"
 D1, D2 = "MIG-d1", "MIG-d2"
 
 
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: Any) -> None:
-    for name, value in fake_nvml.install(tmp_path, gpus).items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.syspath_prepend(str(tmp_path / "fake_nvml"))
-    monkeypatch.delitem(sys.modules, "pynvml", raising=False)
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr("sys.platform", "linux")
-
-
 @pytest.fixture
 def four(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four GPUs: one full and busy, two with equal memory in use, one in MIG mode with two instances."""
-    install(tmp_path, monkeypatch, fake_nvml.FOUR)
+    fake_nvml.use(tmp_path, monkeypatch)
 
 
 def taken(here: int | None, **more: object) -> tuple[str, ...]:
@@ -96,7 +86,7 @@ def test_a_gpu_that_has_failed_is_left_out_and_said_and_the_others_are_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
     aa, bb = {"uuid": A, "bus": "1", "used": 0, "busy": 0}, {"uuid": B, "bus": "2", "used": 0, "busy": 0}
-    install(tmp_path, monkeypatch, [aa | {"fails": fails}, bb])
+    fake_nvml.use(tmp_path, monkeypatch, [aa | {"fails": fails}, bb])
     made = claim(None, locked=False)
     assert made.devices == (B,)
     (note,) = made.notes
@@ -109,11 +99,10 @@ def test_a_gpu_that_has_failed_is_left_out_and_said_and_the_others_are_used(
 
 def test_a_gpu_in_mig_mode_without_an_instance_is_no_gpu_to_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     none_made = {"uuid": A, "bus": "1", "used": 0, "busy": 0, "instances": [], "is_mig": True}
-    install(tmp_path, monkeypatch, [none_made, {"uuid": B, "bus": "2", "used": 0, "busy": 0}])
+    fake_nvml.use(tmp_path, monkeypatch, [none_made, {"uuid": B, "bus": "2", "used": 0, "busy": 0}])
     assert [(gpu.uuid, gpu.index) for gpu in list_gpus()] == [(B, 1)]
     assert ["GPU 0 is left out: it is in MIG mode" in note for note in claim(None, locked=False).notes] == [True]
-    monkeypatch.delitem(sys.modules, "pynvml")
-    install(tmp_path, monkeypatch, [none_made])
+    fake_nvml.use(tmp_path, monkeypatch, [none_made])
     assert claim(None).devices == ()
     with pytest.raises(BadSetting, match="no GPU to use: GPU 0 is left out: it is in MIG mode"):
         claim(None, "cuda")
@@ -126,7 +115,7 @@ def test_a_gpu_that_other_programs_largely_use_is_taken_last_and_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, used: int, busy: int, programs: list[int], is_said: bool
 ) -> None:
     asked = {"uuid": A, "bus": "1", "used": used * fake_nvml.GIB, "busy": busy, "programs": programs}
-    install(tmp_path, monkeypatch, [asked, {"uuid": B, "bus": "2", "used": 10 * fake_nvml.GIB, "busy": 0}])
+    fake_nvml.use(tmp_path, monkeypatch, [asked, {"uuid": B, "bus": "2", "used": 10 * fake_nvml.GIB, "busy": 0}])
     both = claim(None, locked=False)
     assert both.devices == (A, B)
     words = f"other programs use GPU 0 ({A}: {used} of 80 GiB used, {busy} % busy). Type --here_gpus 1 to take the least busy alone."

@@ -15,6 +15,7 @@ from bert_train_parallel import metrics
 from bert_train_parallel.config import TrainConfig
 from bert_train_parallel.data.store import Store
 from bert_train_parallel.errors import BadRun
+from bert_train_parallel.gpus import Claim
 from bert_train_parallel.launching.plan import LaunchRequest
 from bert_train_parallel.run_files import RunFiles, store_stem
 from bert_train_parallel.sweeps import launches, outcomes
@@ -28,6 +29,7 @@ from bert_train_parallel.sweeps.messages import (
     BertInferenceResult,
     DatasetSnapshotResult,
 )
+from bert_train_parallel.sweeps.reservations import Hold, gpu_at_once, launch_environment
 from bert_train_parallel.sweeps.run_facts import baseline_accuracy, with_baseline
 from bert_train_parallel.sweeps.snapshots import files_of
 from bert_train_parallel.sweeps.trial import TRAINER
@@ -119,7 +121,8 @@ async def _store(request: BertEvalRequest, files: RunFiles, folder: SharedFolder
         store.parent.mkdir(parents=True, exist_ok=True)
         settings = store.with_suffix(".json")
         settings.write_text(config.model_dump_json(exclude_defaults=True), encoding="utf-8")
-        await _run((*TRAINER, str(source), "--preponly", "--config", str(settings), "--output_dir", str(store.parent)), files.folder, tick)
+        command = (*TRAINER, str(source), "--preponly", "--config", str(settings), "--output_dir", str(store.parent))
+        await _run(command, files.folder, tick, Claim(1))
     return store
 
 
@@ -159,16 +162,23 @@ async def _predictions(
         names = ("text", "text_pair")
         given.write_text("".join(json.dumps(dict(zip(names, one, strict=False))) + "\n" for one in texts), encoding="utf-8")
         columns = ["--text", "text", *(["--text_pair", "text_pair"] if len(texts[0]) > 1 else [])]
-        device = [] if use_gpu else ["--device", "cpu"]
-        await _run(
-            (*_PREDICT, str(files.model_folder), str(given), "--output", str(made), "--quiet", *columns, *device, *more), files.folder, tick
-        )
+        command = (*_PREDICT, str(files.model_folder), str(given), "--output", str(made), "--quiet", *columns, *more)
+        hold = await gpu_at_once(tick) if use_gpu else Hold(Claim(1))
+        try:
+            await _run((*command, "--device", _device(hold.claim)), files.folder, tick, hold.claim)
+        finally:
+            hold.release()
         return [json.loads(line) for line in made.read_text(encoding="utf-8").splitlines()]
 
 
-async def _run(command: tuple[str, ...], folder: Path, tick: Tick) -> None:
-    request = LaunchRequest(command, str(folder), here=1, device="cpu", log_dir=str(folder / "logs"))
-    found = outcomes.verdict(await launches.launch(request, folder / "output.log", tick))
+def _device(claim: Claim) -> str:
+    return "cuda" if claim.devices else "cpu"
+
+
+async def _run(command: tuple[str, ...], folder: Path, tick: Tick, claim: Claim) -> None:
+    request = LaunchRequest(command, str(folder), here=1, device=_device(claim), log_dir=str(folder / "logs"))
+    launch = launches.launch(request, folder / "output.log", tick, held=claim.locks, environment=launch_environment(claim))
+    found = outcomes.verdict(await launch)
     if found.outcome != "finished":
         raise BadRun(f"{folder}: {found.words}")
 

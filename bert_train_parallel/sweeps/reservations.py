@@ -6,34 +6,40 @@ import asyncio
 import os
 import secrets
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from bert_train_parallel import gpus
-from bert_train_parallel.errors import BadGpuMap, Unreachable
+from bert_train_parallel.errors import BadGpuMap, BadSetting, Unreachable
 from bert_train_parallel.sweeps.messages import counted
 
 LOOK_S = 1.0
+_LOOKING = ThreadPoolExecutor(max_workers=1)  # one look at a time: two that each want two GPUs would each keep one from the other
 UNUSED_S = 120.0  # a reservation that no launch has begun to use by then is given up
 
 
 def count_here() -> int:
     """GPUs that trials may use here; 0 where there are none."""
-    return len(gpus.visible(gpus.list_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES")))
+    return len(_gpus_here())
+
+
+def _gpus_here() -> list[gpus.Gpu]:
+    return gpus.visible(gpus.list_gpus(), os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 class TooFewGpus(BadGpuMap):
     """This node has fewer GPUs than a trial needs; another node may have them."""
 
 
-def check_can_run(gpus: int, device: str) -> None:
+def check_can_run(count: int, device: str) -> None:
     """
     Raises:
         TooFewGpus: this node has fewer GPUs; none at all will do, where the trial may train on the CPU.
     """
-    here = count_here() if device in ("auto", "cuda") else gpus
-    if here < gpus and (here or device == "cuda"):
+    here = count_here() if device in ("auto", "cuda") else count
+    if here < count and (here or device == "cuda"):
         raise TooFewGpus(
-            f"launch.here_gpus {gpus}, and this machine has {counted(here, 'GPU')} to use. Write {here or 'use_gpu false'}"
+            f"launch.here_gpus {count}, and this machine has {counted(here, 'GPU')} to use. Write {here or 'use_gpu false'}"
             f"{' or less' * bool(here)}, or run the sweep on machines that have more: bert_sweep worker and bert_sweep start."
         )
 
@@ -59,13 +65,59 @@ async def wait_for_gpus(count: int, device: str, tick: Callable[[], None]) -> Ho
         BadGpuMap: this node has fewer.
     """
     while True:
-        try:
-            return Hold(gpus.claim(count, device, asked_by="launch.here_gpus"))
-        except BadGpuMap:
-            if count > count_here():
-                raise
+        claim = await _looked(lambda: _claim_unless_held(count, device), tick)
+        if claim is not None:
+            return Hold(claim)
         tick()
         await asyncio.sleep(LOOK_S)
+
+
+async def gpu_at_once(tick: Callable[[], None]) -> Hold:
+    """Hold a GPU that no launch holds and no other program largely uses at this moment; the CPU where there is none."""
+    claim = await _looked(_claim_idle, tick)
+    return Hold(claim or gpus.Claim(1))
+
+
+def _claim_idle() -> gpus.Claim | None:
+    idle = [gpu.uuid for gpu in _gpus_here() if not gpu.is_largely_used]
+    try:
+        return gpus.claim(1, devices=idle) if idle else None
+    except BadSetting:  # launches hold all of these, or one has just failed
+        return None
+
+
+def _claim_unless_held(count: int, device: str) -> gpus.Claim | None:
+    """The GPUs, or CPU processes where there are none; None while launches hold too many.
+
+    Raises:
+        BadGpuMap: this node has fewer.
+    """
+    try:
+        return gpus.claim(count, device, asked_by="launch.here_gpus")
+    except BadGpuMap:
+        if count > count_here():
+            raise
+        return None
+
+
+async def _looked(look: Callable[[], gpus.Claim | None], tick: Callable[[], None]) -> gpus.Claim | None:
+    """What a look at the GPUs gives; in a thread, since the driver may take seconds to answer, and heartbeats go on meanwhile."""
+    asked = _LOOKING.submit(look)
+    try:
+        waited = asyncio.wrap_future(asked)
+        while not (await asyncio.wait({waited}, timeout=LOOK_S))[0]:
+            tick()
+        return waited.result()
+    except BaseException:  # nobody is left to take what it finds
+        asked.cancel()
+        asked.add_done_callback(_give_up)
+        raise
+
+
+def _give_up(asked: Future[gpus.Claim | None]) -> None:
+    claim = None if asked.cancelled() or asked.exception() else asked.result()
+    if claim is not None:
+        claim.release()
 
 
 def launch_environment(claim: gpus.Claim, cores: int | None = None) -> dict[str, str]:
@@ -74,9 +126,9 @@ def launch_environment(claim: gpus.Claim, cores: int | None = None) -> dict[str,
     >>> launch_environment(gpus.Claim(ranks=2), cores=8), launch_environment(gpus.Claim(ranks=2), cores=1)
     ({'OMP_NUM_THREADS': '4'}, {'OMP_NUM_THREADS': '1'})
     """
-    if not claim.devices:
+    if not claim.locks:  # the CPU, or a Mac's own GPU
         return {"OMP_NUM_THREADS": str(max(cores // claim.ranks, 1))} if cores else {}
-    held = ",".join(f"{uuid}={lock}" for uuid, lock in zip(claim.devices, claim.locks, strict=False))
+    held = ",".join(f"{uuid}={lock}" for uuid, lock in zip(claim.devices, claim.locks, strict=True))
     return {"CUDA_VISIBLE_DEVICES": ",".join(claim.devices), gpus.HELD_VARIABLE: held}
 
 

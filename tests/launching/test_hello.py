@@ -62,5 +62,6 @@ def test_the_command_is_compared_by_names_and_contents(tmp_path: Path) -> None:
 def test_versions_come_from_metadata_without_the_build() -> None:
     same = make_hello(LaunchRequest(("a.py",)), 1, ()).same
     assert same["torch"]
+    assert same["transformers"]
     assert "+" not in same["torch"]
     assert same["--gpu_map"] == "none"

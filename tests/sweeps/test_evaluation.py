@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import fake_nvml
 import pytest
 
-from bert_train_parallel.errors import BadRun
+from bert_train_parallel import gpus
+from bert_train_parallel.errors import BadGpuMap, BadRun
+from bert_train_parallel.launching.plan import LaunchRequest, LaunchResult, Node, WorldPlan
 from bert_train_parallel.run_files import RunFiles
 from bert_train_parallel.sweeps import messages as m
-from bert_train_parallel.sweeps.evaluation import check_length, reading_of
+from bert_train_parallel.sweeps.evaluation import check_length, infer, reading_of
 from bert_train_parallel.sweeps.folder import SharedFolder
 from bert_train_parallel.sweeps.keys import keep_asked
 from bert_train_parallel.sweeps.run_facts import num_parameters
@@ -64,3 +72,52 @@ def test_the_size_of_a_model_is_that_of_its_weights(tmp_path: Path) -> None:
     }
     save_file(tensors, files.model_folder / "model.safetensors")
     assert num_parameters(files) == 15
+
+
+@dataclass
+class Launches:
+    """Stands in for launches of the predict command: what they were told, and a GPU that they find held while they last."""
+
+    devices: list[tuple[str, str | None]] = field(default_factory=list)
+    under_way: int = 0
+
+    async def launch(
+        self, request: LaunchRequest, output: Path, tick: Any, *, held: Sequence[int] = (), environment: Mapping[str, str] | None = None
+    ) -> LaunchResult:
+        words = request.command
+        assert words[words.index("--device") + 1] == request.device
+        assert len(held) == (request.device == "cuda")
+        self.devices.append((request.device, (environment or {}).get("CUDA_VISIBLE_DEVICES")))
+        self.under_way += 1
+        while self.under_way < 2:  # two at once
+            await asyncio.sleep(0.001)
+        with pytest.raises(BadGpuMap, match="other launches hold 1 of the 1 GPU"):
+            gpus.claim(1)
+        Path(words[words.index("--output") + 1]).write_text(json.dumps({"prediction": "left", "probabilities": {"left": 1.0}}))
+        return LaunchResult(WorldPlan((Node("here", 1),)), 0)
+
+
+def test_a_model_is_used_on_a_gpu_that_no_launch_holds_at_that_moment_else_on_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_nvml.use(tmp_path, monkeypatch, [{"uuid": "GPU-aa", "bus": "1", "used": 0, "busy": 0}])
+    folder, made = SharedFolder(tmp_path), Launches()
+    monkeypatch.setattr("bert_train_parallel.sweeps.launches.launch", made.launch)
+    files = RunFiles(folder.run("mine"), "leanings")
+    files.model_folder.mkdir(parents=True)
+    files.result.write_text(json.dumps({"settings": {"sequence_len": 64}, "label_names": ["left", "right"]}))
+
+    async def both(use_gpu: bool) -> list[str | None]:
+        request = m.BertInferenceRequest(run_id="mine", texts=["Vote!"], use_gpu=use_gpu)
+        made.devices.clear()
+        made.under_way = 0
+        for found in await asyncio.gather(*(infer(request, folder, lambda: None) for _ in range(2))):
+            assert found.label_names == ["left"]
+        return sorted(gpu or device for device, gpu in made.devices)
+
+    assert asyncio.run(both(True)) == ["GPU-aa", "cpu"]
+    assert asyncio.run(both(True)) == ["GPU-aa", "cpu"]  # it was given back
+    trial = gpus.claim(1)
+    assert asyncio.run(both(True)) == ["cpu", "cpu"]
+    assert asyncio.run(both(False)) == ["cpu", "cpu"]
+    trial.release()
