@@ -92,35 +92,62 @@ def slow_down(folder: Path, launcher: subprocess.Popen[bytes]) -> None:
 
 
 def rank_main(arguments: list[str]) -> int:
-    from bert_train_parallel.training import cli, data_parallel, pace, stopwatch
+    from bert_train_parallel.training import cli
 
-    receive = pace.Pace.receive
-    place = Path(os.environ[NOTES])
+    rank = os.environ.get("RANK", "0")
+    note_messages(rank, os.environ[NOTES])
+    if os.environ.get(SLEEPS) == rank:
+        sleep_twice_as_long()
+    return cli.main(arguments)
 
-    def noting(self: pace.Pace) -> tuple[bool, float]:
+
+def note_messages(rank: str, notes: str) -> None:
+    """From now on this process notes what it tells the others of each step, and rank 0 its clock."""
+    from bert_train_parallel.training.pace import Pace
+
+    send, receive = Pace.send, Pace.receive
+
+    def note(name: str, what: Any) -> None:
+        with open(f"{notes}.{name}", "a") as file:
+            file.write(json.dumps(what) + "\n")
+
+    def noting_send(self: Pace, stop: bool, seconds: float, tokens: int, *more: Any) -> None:
+        note(rank, [seconds, tokens])
+        send(self, stop, seconds, tokens, *more)
+
+    def noting_receive(self: Pace) -> tuple[bool, float]:
         found = receive(self)
-        if os.environ.get("RANK", "0") == "0":
-            told = self._sent[0]  # of each rank: asked to stop, clock, seconds, tokens
-            step = {"clock": found[1], "seconds": [float(one[2]) for one in told], "tokens": [float(one[3]) for one in told]}
-            with open(place, "a") as file:
-                file.write(json.dumps(step) + "\n")
+        if rank == "0":
+            note("clock", found[1])
         return found
 
-    pace.Pace.receive = noting
-    if os.environ.get(SLEEPS) == os.environ.get("RANK", "0"):
-        attempt, stop = data_parallel.DataParallel._try, stopwatch.Stopwatch.stop
+    Pace.send, Pace.receive = noting_send, noting_receive
 
-        def slow_attempt(self: Any, numbers: Any) -> None:
-            began = time.perf_counter()
-            attempt(self, numbers)
+
+def sleep_twice_as_long() -> None:
+    """From now on this process sleeps twice as long as it computes, in a step and when ranks are timed before the first one."""
+    from bert_train_parallel.training.data_parallel import DataParallel
+    from bert_train_parallel.training.stopwatch import Stopwatch
+
+    start, stop, attempt = Stopwatch.start, Stopwatch.stop, DataParallel._try
+    began = 0.0  # of the step; none before the first one
+
+    def noting_start(self: Stopwatch) -> None:
+        nonlocal began
+        start(self)
+        began = time.perf_counter()
+
+    def slow_stop(self: Stopwatch) -> None:
+        if began:
             time.sleep(2 * (time.perf_counter() - began))
+        stop(self)
 
-        def slow_stop(self: Any) -> None:
-            time.sleep(2 * (time.perf_counter() - self._began))
-            stop(self)
+    def slow_attempt(self: DataParallel, numbers: Any) -> None:
+        before = time.perf_counter()
+        attempt(self, numbers)
+        time.sleep(2 * (time.perf_counter() - before))
 
-        data_parallel.DataParallel._try, stopwatch.Stopwatch.stop = slow_attempt, slow_stop
-    return cli.main(arguments)
+    Stopwatch.start, Stopwatch.stop, DataParallel._try = noting_start, slow_stop, slow_attempt
 
 
 # the worlds
@@ -128,7 +155,7 @@ def rank_main(arguments: list[str]) -> int:
 
 def run_world(name: str, batch_size: int, steps: int, folder: Path | None, args: argparse.Namespace, work: Path, shares: str) -> list[Any]:
     """Launch a world of two whose rank 1 is slow; what the ranks told each other in each step."""
-    notes = work / f"{name}.jsonl"
+    notes = work / f"{name}.notes"
     os.environ[NOTES] = str(notes)
     trainer = ["texts.csv", "--model", args.model, "--batch_size", str(batch_size), "--max_steps", str(steps), "--epochs", "1000"]
     trainer += ["--shares", shares, "--threads", "1", "--max_eval_samples", "64", "--run", name, "--no_export", "--dtype", args.dtype]
@@ -141,7 +168,9 @@ def run_world(name: str, batch_size: int, steps: int, folder: Path | None, args:
         code = launcher.wait()
     if code:
         sys.exit(f"{' '.join(command)} failed:\n{(work / f'{name}.txt').read_text()[-3000:]}")
-    return [json.loads(line) for line in notes.read_text().splitlines()]
+    clocks, *told = ([json.loads(line) for line in Path(f"{notes}.{name}").read_text().splitlines()] for name in ("clock", "0", "1"))
+    each = [dict(zip(("seconds", "tokens"), zip(*of_step, strict=True), strict=True)) for of_step in zip(*told, strict=True)]
+    return [{"clock": clock, **step} for clock, step in zip(clocks, each, strict=False)]  # the last message may be nobody's to receive
 
 
 def speed(notes: list[Any], rank: int) -> float:
