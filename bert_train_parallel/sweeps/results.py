@@ -11,10 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bert_train_parallel.errors import BadRun, MissingPackage
+from bert_train_parallel.errors import BadRun, BertTrainParallelError, MissingPackage, one_line
 from bert_train_parallel.launching.plan import LaunchRequest
 from bert_train_parallel.run_files import write_json, write_text, written_aside
-from bert_train_parallel.sweeps import launches
+from bert_train_parallel.sweeps import launches, outcomes
 from bert_train_parallel.sweeps.folder import SharedFolder
 from bert_train_parallel.sweeps.history import read_history
 from bert_train_parallel.sweeps.keys import home_of
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     import pandas
 
 RESULT, SO_FAR, REQUEST = "RESULT.json", "so_far.json", "request.json"
-_PAGE = (sys.executable, "-P", "-m", "bert_train_parallel.analysis.sweep_page")
+PAGE = "report/report.html"
+_DRAW = (sys.executable, "-P", "-m", "bert_train_parallel.analysis.sweep_page")
 _FIRST = ("rank", "number", "rung", "run_id", "state", "score")
 _LAST = ("gpu_seconds", "rows_seen", "first_step", "steps", "attempts", "promoted_from", "same_as", "host", "error")
 
@@ -50,14 +51,44 @@ async def export(request: ExportRequest, folder: SharedFolder, tick: Callable[[]
     _write_parquet(place / "leaderboard.parquet", rows)
     write_json(place / REQUEST, sweep.model_dump(mode="json"))
     found = _for_the_page(sweep, result, trials, folder)
-    write_json(place / (RESULT if is_over else SO_FAR), found)
+    write_json(place / SO_FAR, found)
+    no_page = await _draw(place / SO_FAR, tick)
+    write_json(place / (RESULT if is_over else SO_FAR), found | {"no_page": no_page})  # last: a sweep that has a RESULT is over
     if is_over:
         (place / SO_FAR).unlink(missing_ok=True)
-    command = LaunchRequest(
-        (*_PAGE, str(place / (RESULT if is_over else SO_FAR))), str(place), here=1, device="cpu", log_dir=str(place / "logs")
-    )
-    drawn = await launches.launch(command, place / "output.log", tick)
-    return folder.relative(place / ("report/report.html" if drawn.exit_code == 0 else "leaderboard.csv"))
+    return folder.relative(place / ("leaderboard.csv" if no_page else PAGE))
+
+
+async def draw_page(place: Path) -> None:
+    """Draw the page of a sweep that has ended anew; where that cannot be done, RESULT says why."""
+    no_page = await _draw(place / RESULT, lambda: None)
+    write_json(place / RESULT, _read_json(place / RESULT) | {"no_page": no_page})
+
+
+async def _draw(source: Path, tick: Callable[[], None]) -> str:
+    """Draw the page in a launch of its own; why that cannot be done, or nothing."""
+    output = source.parent / "output.log"
+    before = output.stat().st_size if output.exists() else 0
+    command = LaunchRequest((*_DRAW, str(source)), str(source.parent), here=1, device="cpu", log_dir=str(source.parent / "logs"))
+    try:
+        verdict = outcomes.verdict(await launches.launch(command, output, tick))
+    except BertTrainParallelError as error:  # the tables stand without a page
+        return str(error).rstrip(".")
+    said = output.read_bytes()[before:].decode(errors="replace").splitlines()
+    own = [line.partition("sweep_page: ")[2] for line in said if "sweep_page: " in line]
+    return (own[-1] if own else verdict.words).rstrip(".") if verdict.outcome != "finished" else ""
+
+
+def places_of(place: Path) -> dict[str, str]:
+    """Where a sweep that has ended has its table and its page, or why it has no page."""
+    no_page, page = why_no_page(place), place / PAGE
+    gone = "" if page.is_file() else "it is gone; bert_sweep export draws it anew"
+    return {"leaderboard": str(place / "leaderboard.csv"), "page": f"none: {no_page or gone}" if no_page or gone else str(page)}
+
+
+def why_no_page(place: Path, is_over: bool = True) -> str:
+    """Why the page could not be drawn when the sweep was last written out; empty where it could."""
+    return one_line(str(_read_json(place / (RESULT if is_over else SO_FAR)).get("no_page", "")))
 
 
 def _for_the_page(sweep: SweepRequest, result: SweepResult, trials: Sequence[TrialResult], folder: SharedFolder) -> dict[str, Any]:
@@ -170,10 +201,25 @@ def why_ended(place: Path, most: int = 3) -> list[str]:
 
 def read_result(place: Path) -> tuple[SweepRequest, SweepResult] | None:
     """What a sweep was asked and found; None for one that has not ended."""
+    found = _read_json(place / RESULT)
     try:
-        found = json.loads((place / RESULT).read_text(encoding="utf-8"))
+        return (SweepRequest.model_validate(found["request"]), SweepResult.model_validate(found["result"])) if found else None
+    except (KeyError, ValueError):
+        raise _unreadable(place / RESULT) from None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A file of a sweep; empty where there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        return {}
     except ValueError:
-        raise BadRun(f"{place / RESULT} cannot be read. Remove it, and run the sweep again: what was trained is kept.") from None
-    return SweepRequest.model_validate(found["request"]), SweepResult.model_validate(found["result"])
+        raise _unreadable(path) from None
+    if not isinstance(found, dict) or not found:
+        raise _unreadable(path)
+    return found
+
+
+def _unreadable(path: Path) -> BadRun:
+    return BadRun(f"{path} is damaged, or of another version. Remove it, and run the sweep again: what was trained is kept.")

@@ -13,7 +13,7 @@ from temporalio.common import WorkflowIDConflictPolicy, WorkflowIDReusePolicy
 from temporalio.exceptions import WorkflowAlreadyStartedError
 from temporalio.service import RPCError
 
-from bert_train_parallel.errors import BadSetting, BertTrainParallelError, Unreachable, not_writable
+from bert_train_parallel.errors import BadRun, BadSetting, BertTrainParallelError, Unreachable, not_writable
 from bert_train_parallel.processes import cores
 from bert_train_parallel.run_files import write_json
 from bert_train_parallel.sweeps import messages as m
@@ -23,7 +23,7 @@ from bert_train_parallel.sweeps.folder import SharedFolder
 from bert_train_parallel.sweeps.local import local
 from bert_train_parallel.sweeps.requests import check_data, notes_on, notes_on_configurations, read_configurations, read_sweep
 from bert_train_parallel.sweeps.reservations import TooFewGpus, check_can_run, count_here
-from bert_train_parallel.sweeps.results import REQUEST, export, read_result, why_ended
+from bert_train_parallel.sweeps.results import PAGE, REQUEST, draw_page, export, places_of, read_result, why_ended
 from bert_train_parallel.sweeps.workflows import CoordinatorWorkflow, LadderSweepWorkflow, SweepWorkflow
 
 
@@ -32,6 +32,10 @@ def run(path: Path, folder: Path) -> int:
     request = read_sweep(path)
     done = _known(request, folder)
     if done is not None:
+        place = SharedFolder(folder.resolve()).sweep(request.experiment_id)
+        if not (place / PAGE).is_file():
+            tell(["its page is missing, and is drawn now"])
+            asyncio.run(draw_page(place))
         return show(done, request, folder)
     check_launch(request.launch, request.base.fine_tune_config, path)
     if _begun(SharedFolder(folder).sweep(request.experiment_id)) is None:  # later it has a snapshot of its own
@@ -85,6 +89,8 @@ def _begun(place: Path) -> m.SweepRequest | None:
         return m.SweepRequest.model_validate_json((place / REQUEST).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except ValueError:
+        raise BadRun(f"{place / REQUEST} is damaged, or of another version. Remove it, and run the sweep again: it goes on.") from None
 
 
 async def _run(request: m.SweepRequest, folder: Path) -> m.SweepResult:
@@ -199,10 +205,7 @@ def most_at_once(request: m.SweepRequest) -> int:
 def show(result: m.SweepResult, request: m.SweepRequest, folder: Path) -> int:
     """Print what a sweep found and where it lies; 0 when there is a best trial."""
     place = SharedFolder(folder).sweep(request.experiment_id)
-    places = {"leaderboard": str(place / "leaderboard.csv")}
-    page = place / "report" / "report.html"
-    if page.is_file():
-        places["page"] = str(page)
+    places = places_of(place)
     if result.best_run_id:
         places["best run"] = str(SharedFolder(folder).run(result.best_run_id))
     print("\n".join(views.result_lines(result, places)))

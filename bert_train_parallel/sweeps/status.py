@@ -52,7 +52,7 @@ def lines(folder: Path, experiment_id: str | None, with_client: WithClient) -> l
     done = results.read_result(folder / experiment_id)
     if done:
         place = folder / experiment_id
-        return [*views.result_lines(done[1], {"leaderboard": str(place / "leaderboard.csv")}), *results.why_ended(place)]
+        return [*views.result_lines(done[1], results.places_of(place)), *results.why_ended(place)]
     return views.lines_of(with_client(lambda client: _look(client, experiment_id)), width=200, rows=20)
 
 
@@ -78,11 +78,13 @@ def _line(folder: Path, experiment_id: str, with_client: WithClient) -> str:
 
 
 def export_now(folder: Path, experiment_id: str, with_client: WithClient) -> str:
-    """Write out a sweep as it is now; gives the path of its page or table."""
+    """Write out a sweep as it is now; gives the path of its page, or of its table and why there is no page."""
     shared = SharedFolder(folder.resolve())
     done = results.read_result(folder / experiment_id)
     request = m.ExportRequest(request=done[0], result=done[1]) if done else with_client(lambda client: _so_far(client, experiment_id))
-    return str(folder / asyncio.run(results.export(request, shared, lambda: None, is_over=done is not None)))
+    written = folder / asyncio.run(results.export(request, shared, lambda: None, is_over=done is not None))
+    no_page = results.why_no_page(folder / experiment_id, is_over=done is not None)
+    return f"{written}\nno page: {no_page}" if no_page else str(written)
 
 
 async def _so_far(client: Client, experiment_id: str) -> m.ExportRequest:

@@ -281,7 +281,8 @@ def test_a_sweep_that_has_ended_is_told_at_once_and_another_under_its_name_is_re
     path = write(tmp_path, {"base": BASE})
     request = read_sweep(path)
     place = tmp_path / "out" / "mine"
-    place.mkdir(parents=True)
+    (place / "report").mkdir(parents=True)
+    (place / "report" / "report.html").touch()
     trial = {"number": 3, "run_id": "mine-t0003", "score": 0.9, "values": {"learning_rate": 1e-4}, "steps": 10}
     result = {"experiment_id": "mine", "best_run_id": "mine-t0003", "best_score": 0.9, "leaderboard": [trial], "trials": 8}
     (place / "RESULT.json").write_text(json.dumps({"request": request.model_dump(mode="json"), "result": result}))
@@ -292,6 +293,16 @@ def test_a_sweep_that_has_ended_is_told_at_once_and_another_under_its_name_is_re
     write(tmp_path, {"base": BASE, "seed": 7})
     assert main(["run", str(path), "--output_dir", str(tmp_path / "out")]) == 2
     assert "seed (was 42, is now 7)" in capsys.readouterr().err
+
+
+def test_a_damaged_request_is_one_line_that_says_what_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path, {"base": BASE})
+    (tmp_path / "out" / "mine").mkdir(parents=True)
+    (tmp_path / "out" / "mine" / "request.json").write_text('{"experiment_id": "mi')
+    assert main(["run", str(path), "--output_dir", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert "mine/request.json is damaged, or of another version. Remove it, and run the sweep again" in said
+    assert said.count("\n") == 1
 
 
 def test_help_loads_neither_temporal_nor_optuna_nor_torch() -> None:

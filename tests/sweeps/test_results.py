@@ -11,16 +11,19 @@ from typing import Any
 import pytest
 
 from bert_train_parallel.errors import BadRun
+from bert_train_parallel.launching.plan import Failure, LaunchRequest, LaunchResult, WorldPlan
+from bert_train_parallel.sweeps import launches
 from bert_train_parallel.sweeps import messages as m
+from bert_train_parallel.sweeps.cli import main
 from bert_train_parallel.sweeps.folder import SharedFolder
-from bert_train_parallel.sweeps.results import SO_FAR, export, leaderboard
+from bert_train_parallel.sweeps.results import PAGE, RESULT, SO_FAR, export, leaderboard, read_result
 from bert_train_parallel.sweeps.run import start
 from bert_train_parallel.sweeps.server import connect
 from bert_train_parallel.sweeps.status import export_now
 from bert_train_parallel.sweeps.watching import sweep_handle
 
 from .seen import leaderboard as rows_of
-from .simulated import Simulated, served, sweep
+from .simulated import BASE, Simulated, served, sweep
 
 
 def test_a_running_sweep_is_written_out_as_it_is_and_goes_on(server: str, simulated: Simulated, tmp_path: Path) -> None:
@@ -82,3 +85,46 @@ def test_the_leaderboard_is_the_same_as_csv_as_parquet_and_in_pandas(tmp_path: P
     assert list(read.columns) == list(stored.columns)
     with pytest.raises(BadRun, match="Name the folder of a sweep that has ended"):
         leaderboard(tmp_path / "nosuch")
+
+
+def test_a_sweep_is_over_only_when_its_page_is_drawn_and_a_page_that_cannot_be_drawn_is_told_with_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, over_meanwhile = tmp_path / "mine", []
+
+    async def without_charts(request: LaunchRequest, output: Path, tick: Callable[[], None]) -> LaunchResult:
+        over_meanwhile.append((place / RESULT).exists())
+        with open(output, "a") as log:
+            print("sweep_page: Charts need matplotlib.\nlaunch: rank 0 failed with exit code 2.", file=log)
+        return LaunchResult(WorldPlan(()), 2, Failure("alpha", 0, "exit", 2, "rank 0 failed with exit code 2."))
+
+    async def with_charts(request: LaunchRequest, output: Path, tick: Callable[[], None]) -> LaunchResult:
+        (place / PAGE).parent.mkdir()
+        (place / PAGE).touch()
+        return LaunchResult(WorldPlan(()), 0)
+
+    monkeypatch.setattr(launches, "launch", without_charts)
+    trial = m.TrialResult(number=0, run_id="mine-t0000", score=0.5)
+    result = m.SweepResult(experiment_id="mine", trials=1, leaderboard=[trial], best_run_id="mine-t0000", best_score=0.5)
+    asyncio.run(export(m.ExportRequest(request=sweep(), result=result), SharedFolder(tmp_path), lambda: None))
+    assert over_meanwhile == [False]
+    out = ["--output_dir", str(tmp_path)]
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"base": BASE, "space": sweep().space.model_dump(mode="json")}))
+    for words in (["status", "mine"], ["watch", "mine"], ["run", str(path)]):
+        assert main([*words, *out]) == 0
+        assert "page: none: Charts need matplotlib\n" in capsys.readouterr().out
+    assert main(["export", "mine", *out]) == 0
+    assert capsys.readouterr().out == f"{place / 'leaderboard.csv'}\nno page: Charts need matplotlib\n"
+    monkeypatch.setattr(launches, "launch", with_charts)
+    assert main(["run", str(path), *out]) == 0
+    said = capsys.readouterr().out
+    assert "its page is missing, and is drawn now" in said
+    assert f"page: {place / PAGE}" in said
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"request": {}, "result": 5}'])
+def test_a_damaged_result_is_one_line_that_says_what_to_do(content: str, tmp_path: Path) -> None:
+    (tmp_path / RESULT).write_text(content)
+    with pytest.raises(BadRun, match=r"RESULT\.json is damaged, or of another version\. Remove it, and run the sweep again"):
+        read_result(tmp_path)
