@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -118,11 +119,22 @@ def axis_of(name: str, values: Sequence[Any], is_log: bool = False) -> Axis:
     low, high = (np.nanmin(numbers), np.nanmax(numbers)) if known else (0.0, 1.0)
     scaled, ends = (np.log(numbers), (np.log(low), np.log(high))) if is_log else (numbers, (low, high))
     span = (ends[1] - ends[0]) or 1.0
-    ticks = []
-    for at in np.linspace(0, 1, 5):
-        value = ends[0] + at * span if ends[1] > ends[0] else ends[0]
-        ticks.append((float(at), f"{np.exp(value) if is_log else value:.3g}"))
-    return Axis(name, (scaled - ends[0]) / span, tuple(ticks if ends[1] > ends[0] else ticks[:1]))
+    shares = np.linspace(0, 1, 5 if ends[1] > ends[0] else 1)
+    words = _apart([float(np.exp(ends[0] + at * span) if is_log else ends[0] + at * span) for at in shares])
+    return Axis(name, (scaled - ends[0]) / span, tuple(zip(shares.tolist(), words, strict=True)))
+
+
+def _apart(numbers: Sequence[float]) -> list[str]:
+    """Numbers in as few digits, three at least, as tell them apart.
+
+    >>> _apart([0.69, 0.6905, 0.691]), _apart([1e-5, 1e-3])
+    (['0.69', '0.6905', '0.691'], ['1e-05', '0.001'])
+    """
+    for digits in range(3, 16):
+        words = [f"{number:.{digits}g}" for number in numbers]
+        if len(set(words)) == len(set(numbers)):
+            break
+    return words
 
 
 def draw_best_so_far(sweep: Sweep, ax: Axes) -> Axes:
@@ -284,12 +296,13 @@ def _trials_table(sweep: Sweep, reports: Mapping[str, str]) -> str:
     for place, trial in enumerate(sweep.trials[:MOST_ROWS], 1):
         run_id = html_words(trial["run_id"])
         report = reports.get(trial["run_id"])
-        link = f'<a href="{html_words(report)}">{run_id}</a>' if report else run_id
+        link = f'<a href="{quote(os.fsencode(report))}">{run_id}</a>' if report else run_id
         score = "" if trial.get("score") is None else f"{trial['score']:.4f}"
         state = trial.get("state", "finished") + (f": {trial['error']}" if trial.get("error") else "")
         cells = [_shown(trial.get("values", {}).get(name)) for name in names] + [trial.get("steps", 0), trial.get("attempts", 1)]
         shown = "".join(f"<td>{html_words(str(cell))}</td>" for cell in (score, *cells))
-        rows.append(f'<tr><td>{place}</td><td class="left">{link}</td>{shown}<td class="left">{html_words(state)}</td></tr>')
+        rank = place if score else ""
+        rows.append(f'<tr><td>{rank}</td><td class="left">{link}</td>{shown}<td class="left">{html_words(state)}</td></tr>')
     more = len(sweep.trials) - MOST_ROWS
     note = f'<p class="note">{more:,} more in leaderboard.csv</p>' if more > 0 else ""
     return f'<h2>Trials</h2><div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>{note}'
@@ -300,9 +313,11 @@ def _comparison(sweep: Sweep) -> str:
     if not found:
         return ""
     rows = []
+    planned = f" of {found['random_planned']:,} planned" if found.get("random_planned", 0) > found["random_trials"] else ""
+    randoms = f"best of {found['random_trials']:,} random trial{'s' * (found['random_trials'] != 1)}{planned}"
     for words, run, figures, rows_seen in (
         ("ladder", found["winner"], found["winner_figures"], found["rows_seen"]),
-        (f"best of {found['random_trials']} random trials", found["random_best"], found["random_figures"], found["random_rows_seen"]),
+        (randoms, found["random_best"], found["random_figures"], found["random_rows_seen"]),
     ):
         figure = figures.get(found["metric"])
         ends = [figures.get(f"{found['metric']}_interval_{end}") for end in ("low", "high")]

@@ -20,6 +20,7 @@ from bert_train_parallel.sweeps.messages import (
     CoordinatorWorkflowInput,
     LaunchSettings,
     SweepRequest,
+    counted,
     first_problem,
     fitting_name,
 )
@@ -72,7 +73,7 @@ def notes_on(request: SweepRequest) -> list[str]:
     everything = None if request.sampler == "grid" else configurations(request.space)
     new = sum(rung.new for rung in rungs_of(request.ladder, request.num_trials)) if request.ladder else request.num_trials
     if everything is not None and new > len(everything):
-        notes.append(f"{len(everything):,} trials begin, not {new:,}: {why_no_more(request.space)}")
+        notes.append(f"{counted(len(everything), 'trial')} begin{'s' * (len(everything) == 1)}, not {new:,}: {why_no_more(request.space)}")
     if request.base.run_id or request.base.fine_tune_config.run_id:
         notes.append(f"run_id has no effect in a sweep: its trials are called {request.experiment_id}-t0000 and so on")
     if request.base.evaluation_config != BertEvalRequest():

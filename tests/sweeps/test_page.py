@@ -8,6 +8,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin, urlsplit
+from urllib.request import url2pathname
 
 import pytest
 
@@ -51,10 +53,10 @@ def test_charts_of_a_sweep_without_rungs_name_none(tmp_path: Path) -> None:
     assert found == ["Best so far", "Parallel coordinates (the best trial in orange)"]
 
 
-def finished(folder: Path) -> None:
+def finished(folder: Path, stem: str = "leanings") -> None:
     """The files of a run that has ended, with three test samples."""
     folder.mkdir(parents=True)
-    (folder / "leanings_testset_predictions.csv").write_text("prediction,true_label\n0,0\n0,1\n1,1\n")
+    (folder / f"{stem}_testset_predictions.csv").write_text("prediction,true_label\n0,0\n0,1\n1,1\n")
     figures = {"accuracy": 2 / 3, "samples": 3}
     found = {
         "task_type": "classification",
@@ -62,7 +64,7 @@ def finished(folder: Path) -> None:
         "settings": {},
         "figures": {"test": figures, "validate": figures},
     }
-    (folder / "leanings_RESULT.json").write_text(json.dumps(found))
+    (folder / f"{stem}_RESULT.json").write_text(json.dumps(found))
 
 
 def test_every_finished_trial_has_a_page_and_only_the_best_have_charts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,3 +86,20 @@ def test_every_finished_trial_has_a_page_and_only_the_best_have_charts(tmp_path:
     pages = [(page.parent / link).read_text() for link, _ in links]
     assert [text.count("<img") > 0 for text in pages] == [True, False, False, False]
     assert all("0.6667" in text for text in pages)
+
+
+def test_links_lead_to_reports_whatever_the_name_of_the_data_and_trials_without_a_score_have_no_rank(tmp_path: Path) -> None:
+    place = tmp_path / "mine"
+    place.mkdir()
+    trials = [{"number": 0, "run_id": "mine-t0000", "score": 0.5}, {"number": 1, "run_id": "mine-t0001", "score": None, "state": "oom"}]
+    finished(tmp_path / "bert_runs" / "mine-t0000", "тексти é #1 50% ready?")
+    comparison = {"random_trials": 1, "random_planned": 3, "metric": "accuracy", "winner": "mine-t0000", "random_best": None}
+    comparison |= {"winner_figures": {}, "random_figures": {}, "rows_seen": 10, "random_rows_seen": 5}
+    result = {"experiment_id": "mine", "metric": "accuracy", "trials": 2, "gpu_hours": 0.1, "comparison": comparison}
+    folders = {"mine-t0000": "../bert_runs/mine-t0000"}
+    (place / "RESULT.json").write_text(json.dumps({"result": result, "trials": trials, "request": {}, "folders": folders}))
+    page = write_sweep_page(place / "RESULT.json")
+    (link,) = re.findall(r'<a href="(.*?)">', page.read_text())
+    assert Path(url2pathname(urlsplit(urljoin(page.as_uri(), link)).path)).is_file()  # as a browser finds it
+    assert re.findall(r"<tr><td>(.*?)</td>", page.read_text()) == ["1", ""]
+    assert "best of 1 random trial of 3 planned" in page.read_text()
