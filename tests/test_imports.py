@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "training": SHARED | {"models", "tasks", "data", "provenance.hooks"},
     "predict": SHARED | {"models", "tasks", "data"},
     "analysis": SHARED | {"tasks", "data.store", "data.batches", "provenance.reader"},
-    "sweeps": SHARED | {"launching", "data.store", "data.sources"},
+    "sweeps": SHARED | {"launching", "data.store", "data.sources", "models.reading"},
     "provenance": SHARED,
 }
 HEAVY = {"torch": {"models", "training", "predict", "provenance"}, "temporalio": {"sweeps"}, "matplotlib": {"analysis"}}

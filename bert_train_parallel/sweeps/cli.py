@@ -145,7 +145,7 @@ def _parser() -> argparse.ArgumentParser:
         "infer",
         _infer,
         ("run", {"type": _run_id, "metavar": "RUN", "help": "a run id"}),
-        ("texts", {"metavar": "TEXT", "nargs": "+"}),
+        ("texts", {"metavar": "TEXT", "nargs": "+", "help": "two for each prediction, where the model was trained on pairs"}),
         own_server="infer takes the model from --output_dir, without a server; leave {} out.",
     )
     return parser
@@ -279,15 +279,14 @@ def _rerun(arguments: argparse.Namespace) -> int:
 
 def _infer(arguments: argparse.Namespace) -> None:
     """labels for texts, with a run's model"""
-    from bert_train_parallel.sweeps.evaluation import infer
+    from bert_train_parallel.sweeps.evaluation import infer, inference_of
     from bert_train_parallel.sweeps.folder import SharedFolder
-    from bert_train_parallel.sweeps.messages import BertInferenceRequest
 
     folder = SharedFolder(arguments.output_dir.resolve())
-    request = BertInferenceRequest(run_id=arguments.run, texts=arguments.texts)
-    found = asyncio.run(infer(request, folder, lambda: None))
+    found = asyncio.run(infer(inference_of(arguments.run, arguments.texts, folder), folder, lambda: None))
     labels = found.label_names or [""] * len(found.texts)
-    for text, label, confidence in zip(found.texts, labels, found.confidences, strict=True):
+    texts = [" | ".join(parts) for parts in zip(found.texts, found.text_pairs, strict=True)] if found.text_pairs else found.texts
+    for text, label, confidence in zip(texts, labels, found.confidences, strict=True):
         print(f"{label}  {confidence:.4f}  {text}".strip())
 
 

@@ -17,6 +17,7 @@ from bert_train_parallel.data.store import Store
 from bert_train_parallel.errors import BadRun
 from bert_train_parallel.gpus import Claim
 from bert_train_parallel.launching.plan import LaunchRequest
+from bert_train_parallel.models.reading import reading_in_folder
 from bert_train_parallel.run_files import RunFiles, store_stem
 from bert_train_parallel.sweeps import launches, outcomes
 from bert_train_parallel.sweeps.folder import SharedFolder
@@ -28,6 +29,7 @@ from bert_train_parallel.sweeps.messages import (
     BertInferenceRequest,
     BertInferenceResult,
     DatasetSnapshotResult,
+    counted,
 )
 from bert_train_parallel.sweeps.reservations import Hold, gpu_at_once, launch_environment
 from bert_train_parallel.sweeps.run_facts import baseline_accuracy, with_baseline
@@ -35,7 +37,11 @@ from bert_train_parallel.sweeps.snapshots import files_of
 from bert_train_parallel.sweeps.trial import TRAINER
 
 Tick = Callable[[], None]
-_PREDICT = (sys.executable, "-P", "-c", "import sys; from bert_train_parallel.predict.cli import main; sys.exit(main())")
+_TOLD = "from bert_train_parallel.training.last_words import told_to_launcher"
+_PREDICT = (
+    *(sys.executable, "-P", "-c"),
+    f"import sys; from bert_train_parallel.predict.cli import main; {_TOLD}; sys.exit(main(told=told_to_launcher))",
+)
 _SPLITS = {"validation": "validate"}
 
 
@@ -44,12 +50,13 @@ async def infer(request: BertInferenceRequest, folder: SharedFolder, tick: Tick)
     files = _model_of(folder, request.run_id)
     result = _result(files)
     check_length(request.max_seq_length, result)
-    predictions = await _predictions(files, [(text,) for text in request.texts], request.use_gpu, tick)
+    predictions = await _predictions(files, _texts_of(request, _takes_pairs(files)), request.use_gpu, tick)
     names = result["label_names"]
     if not names:
         return BertInferenceResult(
             run_id=request.run_id,
             texts=request.texts,
+            text_pairs=request.text_pairs,
             predicted_labels=[],
             confidences=[float(found["prediction"]) for found in predictions],
         )
@@ -57,10 +64,46 @@ async def infer(request: BertInferenceRequest, folder: SharedFolder, tick: Tick)
     return BertInferenceResult(
         run_id=request.run_id,
         texts=request.texts,
+        text_pairs=request.text_pairs,
         predicted_labels=[names.index(label) for label in labels],
         confidences=[float(found["probabilities"][label]) for found, label in zip(predictions, labels, strict=True)],
         label_names=labels,
     )
+
+
+def inference_of(run_id: str, texts: Sequence[str], folder: SharedFolder) -> BertInferenceRequest:
+    """What the texts of a command line ask of a run's model: as for `bert_predict`, two for each prediction where it takes pairs.
+
+    Raises:
+        BadRun: there is no such model, or the second text of a pair is missing.
+    """
+    if not _takes_pairs(_model_of(folder, run_id)):
+        return BertInferenceRequest(run_id=run_id, texts=list(texts))
+    if len(texts) % 2:
+        raise BadRun(f"{run_id} was trained on pairs of texts: give two for each prediction, and not {counted(len(texts), 'text')} in all.")
+    return BertInferenceRequest(run_id=run_id, texts=list(texts[::2]), text_pairs=list(texts[1::2]))
+
+
+def _takes_pairs(files: RunFiles) -> bool:
+    reading = reading_in_folder(files.model_folder)
+    return reading is not None and reading.text_pair is not None
+
+
+def _texts_of(request: BertInferenceRequest, pairs: bool) -> list[tuple[str, ...]]:
+    """The texts of each prediction, as the model was trained to read them.
+
+    Raises:
+        BadRun: it takes another number of texts, or one is empty.
+    """
+    if pairs and request.text_pairs is None:
+        raise BadRun(f"{request.run_id} was trained on pairs of texts: text_pairs is to have the second text of each of texts.")
+    if not pairs and request.text_pairs is not None:
+        raise BadRun(f"{request.run_id} was trained on single texts, not on pairs; leave text_pairs out.")
+    texts = list(zip(request.texts, *([request.text_pairs] if request.text_pairs is not None else []), strict=True))
+    empty = next((number for number, parts in enumerate(texts, 1) if not all(part.strip() for part in parts)), None)
+    if empty is not None:
+        raise BadRun(f"Text {empty} is empty. Give one with words in it.")
+    return texts
 
 
 async def evaluate(request: BertEvalRequest, folder: SharedFolder, tick: Tick) -> BertEvalResult:

@@ -136,9 +136,9 @@ def set_up(world: World, store: Store, config: TrainConfig, start: Start, report
 def load_model(
     world: World, store: Store, config: TrainConfig, dtype: torch.dtype, blueprint: Blueprint | None
 ) -> tuple[PackedModel, dict[str, bytes]]:
-    """The model and its tokenizer's files: read on rank 0; elsewhere the structure alone, whose values DDP will send.
+    """The model and its tokenizer's files: read on rank 0; elsewhere the structure alone, whose values DDP sends when it is made.
 
-    With a blueprint, that of a checkpoint, no weights are read anywhere.
+    With a blueprint, that of a checkpoint, no weights are read anywhere: `strategy.load` brings them.
     """
     model: PackedModel | None = None
     tokenizer: dict[str, bytes] = {}
@@ -302,7 +302,8 @@ def write_all(run: Run, files: RunFiles, predictions: Predictions | None, tested
     task_of(store.task_type).write(predictions, store.label_names, store, files.predictions)
     outcome.write_stats(files, progress, run.strategy.description(), tested)
     if config.export:
-        save_model(run.model, files, run.tokenizer, store.label_names, config.model_dump(mode="json") | {"task_type": store.task_type})
+        reading = config.model_dump(mode="json") | read_as(store, config) | {"task_type": store.task_type}
+        save_model(run.model, files, run.tokenizer, store.label_names, reading)
     best = progress.best or {"epoch": 0, "figures": {}}
     result = {
         "key": run.facts["key"],
@@ -324,6 +325,11 @@ def write_all(run: Run, files: RunFiles, predictions: Predictions | None, tested
     run.reporter.say(outcome.add_to_store(store, result))
     write_json(files.result, result)
     return result
+
+
+def read_as(store: Store, config: TrainConfig) -> dict[str, Any]:
+    """How texts are read, for whoever uses the model: as they were when the store was built, of which a later run need not be told."""
+    return {name: store.spec[name] for name in ("text", "text_pair", "max_cell_bytes")} | ({"text": config.text} if config.text else {})
 
 
 def world_facts(run: Run) -> dict[str, Any]:

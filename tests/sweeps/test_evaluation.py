@@ -15,9 +15,10 @@ import pytest
 from bert_train_parallel import gpus
 from bert_train_parallel.errors import BadGpuMap, BadRun
 from bert_train_parallel.launching.plan import LaunchRequest, LaunchResult, Node, WorldPlan
+from bert_train_parallel.models.reading import READING
 from bert_train_parallel.run_files import RunFiles
 from bert_train_parallel.sweeps import messages as m
-from bert_train_parallel.sweeps.evaluation import check_length, infer, reading_of
+from bert_train_parallel.sweeps.evaluation import check_length, infer, inference_of, reading_of
 from bert_train_parallel.sweeps.folder import SharedFolder
 from bert_train_parallel.sweeps.keys import keep_asked
 from bert_train_parallel.sweeps.run_facts import num_parameters
@@ -121,3 +122,53 @@ def test_a_model_is_used_on_a_gpu_that_no_launch_holds_at_that_moment_else_on_th
     assert asyncio.run(both(True)) == ["cpu", "cpu"]
     assert asyncio.run(both(False)) == ["cpu", "cpu"]
     trial.release()
+
+
+def save_reading(folder: SharedFolder, run_id: str, text_pair: str | None) -> RunFiles:
+    """A run that has ended, with nothing of its model but how it reads texts."""
+    files = RunFiles(folder.run(run_id), "leanings")
+    files.model_folder.mkdir(parents=True)
+    (files.model_folder / READING).write_text(json.dumps({"text_pair": text_pair}))
+    files.result.write_text(json.dumps({"settings": {"sequence_len": 64}, "label_names": ["left", "right"]}))
+    return files
+
+
+def test_a_model_of_pairs_is_given_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = SharedFolder(tmp_path)
+    save_reading(folder, "pair", "second")
+    given: list[str] = []
+
+    async def launch(request: LaunchRequest, *more: Any, **options: Any) -> LaunchResult:
+        words = request.command
+        assert words[words.index("--text_pair") + 1] == "text_pair"
+        given.append(next(Path(word) for word in words if word.endswith("texts.jsonl")).read_text())
+        Path(words[words.index("--output") + 1]).write_text(json.dumps({"prediction": "left", "probabilities": {"left": 1.0}}) + "\n")
+        return LaunchResult(WorldPlan((Node("here", 1),)), 0)
+
+    monkeypatch.setattr("bert_train_parallel.sweeps.launches.launch", launch)
+    found = asyncio.run(infer(inference_of("pair", ["Vote!", "Now!"], folder), folder, lambda: None))
+    assert (found.label_names, found.texts, found.text_pairs) == (["left"], ["Vote!"], ["Now!"])
+    assert [json.loads(line) for line in given] == [{"text": "Vote!", "text_pair": "Now!"}]
+
+
+@pytest.mark.parametrize(
+    ("run_id", "texts", "pairs", "words"),
+    [
+        ("pair", ["Vote!"], None, "pair was trained on pairs of texts: text_pairs is to have the second text of each of texts"),
+        ("single", ["Vote!"], ["Now!"], "single was trained on single texts, not on pairs"),
+        ("pair", ["Vote!", "Win!"], ["Now!", " "], "Text 2 is empty"),
+        ("single", ["Vote!", ""], None, "Text 2 is empty"),
+    ],
+)
+def test_texts_that_a_model_cannot_read_are_refused_with_the_reason(
+    tmp_path: Path, run_id: str, texts: list[str], pairs: list[str] | None, words: str
+) -> None:
+    folder = SharedFolder(tmp_path)
+    save_reading(folder, "pair", "second")
+    save_reading(folder, "single", None)
+    with pytest.raises(BadRun, match=words):
+        asyncio.run(infer(m.BertInferenceRequest(run_id=run_id, texts=texts, text_pairs=pairs), folder, lambda: None))
+    with pytest.raises(BadRun, match="give two for each prediction, and not 3 texts in all"):
+        inference_of("pair", ["Vote!", "Now!", "Win!"], folder)
+    with pytest.raises(ValueError, match="text_pairs: 1 for 2 texts"):
+        m.BertInferenceRequest(run_id=run_id, texts=["a", "b"], text_pairs=["c"])

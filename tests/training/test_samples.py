@@ -12,6 +12,7 @@ from bert_train_parallel import config
 from bert_train_parallel.data.preparation import prepare
 from bert_train_parallel.data.store import Store
 from bert_train_parallel.errors import BadSetting
+from bert_train_parallel.training.run import read_as
 from bert_train_parallel.training.samples import check_settings, class_weights, evaluation_rows, training_rows
 
 
@@ -57,3 +58,13 @@ def test_a_class_weight_for_an_unknown_label_is_an_error_with_the_nearest_name(s
 def test_a_metric_of_another_task_is_an_error_that_names_those_of_this_one(store: Store) -> None:
     with pytest.raises(BadSetting, match=r"pearson is not a figure of a classification.*macro_f1"):
         check_settings(config.TrainConfig(metric="pearson"), store.content)
+
+
+def test_a_model_that_was_trained_on_a_store_reads_texts_as_the_store_did(tmp_path: Path, tiny_tokenizer: Path) -> None:
+    source = tmp_path / "pairs.csv"
+    source.write_text("one,two,label\n" + "".join(f"dog {number},cat {number},{number % 2}\n" for number in range(40)))
+    columns = {"text": "one", "text_pair": "two", "max_cell_bytes": 1000}
+    asked = config.TrainConfig(model=str(tiny_tokenizer), sequence_len=32, **columns)
+    store = prepare(asked, str(source), None, lambda sentence: None)
+    assert read_as(store, config.TrainConfig(sequence_len=32)) == columns  # a later run names the store alone
+    assert read_as(store, asked) == columns

@@ -235,13 +235,21 @@ class BertInferenceRequest(Message):
 
     run_id: RunId
     texts: list[str] = Field(min_length=1)
+    text_pairs: list[str] | None = None  # the second text of each, for a model that was trained on pairs
     max_seq_length: int | None = Field(default=None, ge=3)  # None: as in training; another is refused
     use_gpu: bool = True
+
+    @model_validator(mode="after")
+    def _as_many_second_texts(self) -> Self:
+        if self.text_pairs is not None and len(self.text_pairs) != len(self.texts):
+            raise ValueError(f"text_pairs: {len(self.text_pairs)} for {len(self.texts)} texts; each of texts has one second text")
+        return self
 
 
 class BertInferenceResult(Message):
     run_id: RunId
     texts: list[str]
+    text_pairs: list[str] | None = None
     predicted_labels: list[int]  # codes; for a regression empty
     confidences: list[float]  # probability of the predicted class; for a regression the number itself
     label_names: list[str] = Field(default=[])  # of each text's prediction
