@@ -194,15 +194,15 @@ def told_of_use(chosen: Sequence[Gpu]) -> list[str]:
     """A warning where other programs largely use some of the GPUs that were chosen, with what to type instead.
 
     >>> told_of_use([Gpu("GPU-5f", "GPU-5f", 0, "", 60 << 30, 97, 80 << 30), Gpu("GPU-6a", "GPU-6a", 1)])
-    ['other programs use GPU 0 (GPU-5f: 60 of 80 GiB used, 97 % busy). Type --here_gpus 1 to take the least busy alone.']
+    ['taken although other programs use it: GPU 0 (GPU-5f: 60 of 80 GiB used, 97 % busy). Type --here_gpus 1 to take the least busy.']
     """
     used = [gpu for gpu in chosen if gpu.is_largely_used]
     if not used:
         return []
     each = ", ".join(f"GPU {gpu.index} ({gpu.uuid}: {_used(gpu)}{gpu.utilisation} % busy)" for gpu in used)
     left = len(chosen) - len(used)
-    how = f"Type --here_gpus {left} to take the least busy alone." if left else "Wait for them, or type --device cpu."
-    return [f"other programs use {each}. {how}"]
+    how = f"Type --here_gpus {left} to take the least busy." if left else "Wait for them, or type --device cpu."
+    return [f"taken although other programs use {'it' if len(used) == 1 else 'them'}: {each}. {how}"]
 
 
 def _used(gpu: Gpu) -> str:

@@ -118,7 +118,8 @@ def test_a_gpu_that_other_programs_largely_use_is_taken_last_and_with_a_warning(
     fake_nvml.use(tmp_path, monkeypatch, [asked, {"uuid": B, "bus": "2", "used": 10 * fake_nvml.GIB, "busy": 0}])
     both = claim(None, locked=False)
     assert both.devices == (A, B)
-    words = f"other programs use GPU 0 ({A}: {used} of 80 GiB used, {busy} % busy). Type --here_gpus 1 to take the least busy alone."
+    figures = f"GPU 0 ({A}: {used} of 80 GiB used, {busy} % busy)"
+    words = f"taken although other programs use it: {figures}. Type --here_gpus 1 to take the least busy."
     assert both.notes == ((words,) if is_said else ())
     assert claim(1, locked=False).devices == ((B,) if is_said or used > 10 else (A,))
     assert claim(1, locked=False).notes == ()

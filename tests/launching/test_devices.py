@@ -43,7 +43,8 @@ def test_a_gpu_that_other_programs_use_is_taken_too_where_no_number_is_given_and
     idle = {"uuid": "GPU-aa", "bus": "1", "used": 0, "busy": 0}
     environment = fake_nvml.install(tmp_path, [idle, idle | {"uuid": "GPU-bb", "bus": "2", "used": 60 * fake_nvml.GIB, "busy": 97}])
     script = launcher.script("print()")
-    said = "launch: other programs use GPU 1 (GPU-bb: 60 of 80 GiB used, 97 % busy). Type --here_gpus 1 to take the least busy alone.\n"
+    figures = "GPU 1 (GPU-bb: 60 of 80 GiB used, 97 % busy)"
+    said = f"launch: taken although other programs use it: {figures}. Type --here_gpus 1 to take the least busy.\n"
     for words, times in ([], 1), (["--dry_run"], 1), (["-q"], 0), (["--here_gpus", "1"], 0):
         launch = launcher.run(*words, script, **environment)
         assert (launch.process.returncode, launch.err.count(said)) == (0, times), launch.err
