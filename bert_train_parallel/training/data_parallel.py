@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -20,11 +19,12 @@ from bert_train_parallel.config import TrainConfig
 from bert_train_parallel.data.batches import FloatArray, IntArray, Rows, make_batch, mix
 from bert_train_parallel.errors import BadModel
 from bert_train_parallel.models.heads import rank_loss, row_losses
-from bert_train_parallel.models.inference import autocast, inputs_of, to_device
+from bert_train_parallel.models.inference import autocast, inputs_of, tells_of_memory, to_device
 from bert_train_parallel.models.packed import PackedModel
 from bert_train_parallel.training import checkpoints, evaluation, memory, pace
 from bert_train_parallel.training.optimizer import Updater
-from bert_train_parallel.training.shares import Shares, micro_batches
+from bert_train_parallel.training.room import Room
+from bert_train_parallel.training.shares import Shares
 from bert_train_parallel.training.signals import StopRequests
 from bert_train_parallel.training.stopwatch import Stopwatch
 from bert_train_parallel.training.strategy import StepResult, Sums
@@ -55,7 +55,7 @@ class DataParallel:
         self._updater = Updater(list(self.model.parameters()), config, world.device)
         self._watch, self._pace = Stopwatch(world.device), pace.Pace(world)
         self._network = self._averaging() if world.size > 1 else self.model
-        self._max_tokens: int | None = None  # of a micro-batch, where memory asks for it
+        self._room = Room(rows, config.micro_batch_size, world)
         self._clocks: list[float] = []  # of rank 0 after each step
         # loss x weight, weight and correct rows since `sums` was asked; on the device, so that a step need not wait for it
         self._counted = torch.zeros(3, dtype=torch.float32 if world.device.type == "mps" else torch.float64, device=world.device)
@@ -64,7 +64,7 @@ class DataParallel:
     def set_up(self, numbers: IntArray) -> list[str]:
         notes = []
         if self._world.device.type == "cuda":
-            self._max_tokens = memory.find_room(self._heaviest_share(len(numbers)), self._tokens_of, self._try, self._world)
+            self._room.find(len(numbers), self._try, self._updater.bytes_to_come())
         if self._world.size > 1:
             if not self.shares.fixed and not self.shares.speeds:
                 self.shares = self.shares.after(*self._time_ranks(numbers))
@@ -76,14 +76,14 @@ class DataParallel:
         return notes
 
     def step(self, numbers: IntArray, step: int, learning_rate: float) -> StepResult:
-        lengths = self._lengths(numbers)
+        lengths = self._room.lengths(numbers)
         share = self.shares.cut(lengths)[self._world.rank.rank]
         mine = numbers[share][np.argsort(lengths[share], kind="stable")]
         total_weight = float(self._rows.weights[numbers].sum()) or 1.0  # where no row counts, the gradient is zero
         self._watch.start()
         self._gradients(mine, mix(self._config.seed, step, share.start), total_weight)
         self._watch.lap(int(lengths[share].sum()))
-        self._pace.send(bool(self._requests), *self._watch.read())
+        self._pace.send(bool(self._requests), *self._watch.read(), self._room.max_tokens)
         self._updater.update(learning_rate)
         if (step + 1) % _RETURN_EVERY == 0:
             self._return_freed()
@@ -107,7 +107,7 @@ class DataParallel:
             self.model.train()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Any]]:
-        values = {"scaler": self._updater.scaler.state_dict(), "shares": self.description()}
+        values = {"scaler": self._updater.scaler.state_dict(), "shares": self.description(), "tokens_at_once": self._pace.limits}
         return self.model.state_dict(), checkpoints.optimizer_tensors(self._updater.optimizer, self._names), values
 
     def load(self, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], values: dict[str, Any], source: int) -> None:
@@ -125,6 +125,9 @@ class DataParallel:
         shares = values["shares"]
         if not self.shares.fixed and len(shares["parts"]) == self._world.size:
             self.shares = Shares(tuple(shares["parts"]), tuple(shares["speeds"]))
+        limits = values.get("tokens_at_once", ())  # checkpoints of earlier versions have none
+        if len(limits) == self._world.size:
+            self._room.limit(limits[self._world.rank.rank])
 
     def load_model(self, model: Mapping[str, Tensor], source: int = 0) -> None:
         if self._world.rank.rank == source:
@@ -133,13 +136,6 @@ class DataParallel:
 
     def description(self) -> dict[str, Any]:
         return {"parts": list(self.shares.parts), "speeds": list(self.shares.speeds), "utilisation": list(self.shares.utilisation)}
-
-    def _heaviest_share(self, batch_size: int) -> IntArray:
-        """The longest rows of the split, as many as the share of this rank may have: no step asks for more."""
-        lengths = self._rows.lengths
-        most = math.ceil(batch_size * self.shares.parts[self._world.rank.rank])
-        rows = min(len(lengths), max(1, most))  # one where the share is empty: there is no room to be measured of none
-        return np.argpartition(lengths, len(lengths) - rows)[len(lengths) - rows :]
 
     def _try(self, numbers: IntArray) -> None:
         """Forward and backward for the sake of the memory or the time they take."""
@@ -157,7 +153,7 @@ class DataParallel:
         """Forward and backward over this rank's share, in as many parts as memory asks for."""
         while True:
             torch.manual_seed(dropout_seed)
-            parts = self._micro_batches(mine)
+            parts = self._room.parts(mine)
             # averaging begins within the last backward and cannot be called back: only what comes before can be tried again
             free = parts if self._world.size == 1 else parts[:-1]
             counted = self._counted.clone(), self._rows_done, self._tokens_done
@@ -165,7 +161,7 @@ class DataParallel:
                 for part in parts[len(free) :]:
                     self._backward(part, total_weight)
                 return
-            self._max_tokens = memory.halved([self._tokens_of(part) for part in parts], len(mine), self._world)
+            self._room.halve(parts)
             self._counted, self._rows_done, self._tokens_done = counted
             self._updater.clear()
 
@@ -175,7 +171,9 @@ class DataParallel:
             with self._without_averaging():
                 for part in parts:
                     self._backward(part, total_weight)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not tells_of_memory(error):
+                raise
             return False
         return True
 
@@ -218,11 +216,11 @@ class DataParallel:
         for _ in range(3):
             self._world.gather(None)  # all begin together, as in a step
             began = time.perf_counter()
-            for part in self._micro_batches(rows):
+            for part in self._room.parts(rows):
                 self._try(part)
             self._counted.sum().item()  # waits for the device
             rounds.append(time.perf_counter() - began)
-        return self._world.gather(min(rounds[1:])), [self._tokens_of(rows)] * self._world.size
+        return self._world.gather(min(rounds[1:])), [self._room.tokens(rows)] * self._world.size
 
     def _averaging(self) -> DistributedDataParallel:
         # no device_ids: with them DDP would move the starts of rows to the GPU, and reading them there would wait for it
@@ -232,15 +230,6 @@ class DataParallel:
 
     def _without_averaging(self) -> AbstractContextManager[Any]:
         return self._network.no_sync() if isinstance(self._network, DistributedDataParallel) else nullcontext()
-
-    def _micro_batches(self, numbers: IntArray) -> list[IntArray]:
-        return [numbers[part] for part in micro_batches(self._lengths(numbers), self._config.micro_batch_size, self._max_tokens)]
-
-    def _lengths(self, numbers: IntArray) -> IntArray:
-        return self._rows.offsets[numbers + 1] - self._rows.offsets[numbers]
-
-    def _tokens_of(self, numbers: IntArray) -> int:
-        return int(self._lengths(numbers).sum())
 
     def _return_freed(self) -> None:
         if self._world.device.type == "cpu":

@@ -37,3 +37,7 @@ class Updater:
     def clear(self) -> None:
         """Forget the gradients."""
         self.optimizer.zero_grad()
+
+    def bytes_to_come(self) -> int:
+        """What the next step takes for the two moments of each parameter, where they are not there yet."""
+        return sum(2 * parameter.nbytes for parameter in self._parameters if not self.optimizer.state.get(parameter))

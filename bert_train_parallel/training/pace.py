@@ -19,16 +19,17 @@ _WASTED = 0.9  # of the speed that fewer ranks would have: below it, the world i
 
 
 class Pace:
-    """One message per rank and step: was I asked to stop, rank 0's clock, seconds computed, tokens computed."""
+    """One message per rank and step: was I asked to stop, rank 0's clock, seconds computed, tokens computed, tokens at once."""
 
     def __init__(self, world: World) -> None:
         self._world = world
         self._sent: tuple[list[torch.Tensor], dist.Work | None] | None = None
         self._seconds = torch.zeros(world.size, dtype=torch.float64)
         self._tokens = torch.zeros(world.size, dtype=torch.float64)
+        self.limits: list[int | None] = [None] * world.size  # of each rank: how many tokens it computes at once
 
-    def send(self, stop: bool, seconds: float, tokens: int) -> None:
-        mine = torch.tensor([float(stop), time.monotonic(), seconds, float(tokens)], dtype=torch.float64)
+    def send(self, stop: bool, seconds: float, tokens: int, limit: int | None = None) -> None:
+        mine = torch.tensor([float(stop), time.monotonic(), seconds, float(tokens), float(limit or 0)], dtype=torch.float64)
         everyone = [torch.empty_like(mine) for _ in range(self._world.size)] if self._world.size > 1 else [mine]
         work = dist.all_gather(everyone, mine, async_op=True) if self._world.size > 1 else None
         self._sent = everyone, work
@@ -42,6 +43,7 @@ class Pace:
         told = torch.stack(everyone)
         self._seconds += told[:, 2]
         self._tokens += told[:, 3]
+        self.limits = [int(limit) or None for limit in told[:, 4].tolist()]
         return bool(told[:, 0].any()), float(told[0, 1])
 
     def take(self) -> tuple[list[float], list[float]]:

@@ -142,6 +142,9 @@ class Profiled:
             self._say(f"  {kind:<24} {1e3 * seconds / plan.traced:8.1f} ms  {100 * seconds / in_all:5.1f} %")
         rows = self._products.most_rows
         speed, best = self._products.operations / plan.timed / self._seconds, measured_peak(self._model, rows, self._dtype)
+        if not best:
+            self._say(f"  no linear layer of this model is large enough to be measured alone. Trace: {self._trace}")
+            return
         self._say(f"  linear layers: {speed / 1e9:.0f} GFLOP/s over the whole step, which is {100 * speed / best:.0f} % of the")
         self._say(f"  {best / 1e9:.0f} GFLOP/s that their products alone reach here with {rows} tokens. Trace: {self._trace}")
 
@@ -176,6 +179,8 @@ class ProductCounter:
 
 def measured_peak(model: nn.Module, rows: int, dtype: str, rounds: int = 10) -> float:
     """The most operations a second that the products of any linear layer of the model reach alone, with this many rows.
+
+    0 where no layer is large enough to be measured.
 
     Products are a layer's three, forward and backward, of tensors that are in this precision already: a step's casts, and its sums
     over biases, are not the products' time. In float32 on a CPU they are computed by the layer's own library.

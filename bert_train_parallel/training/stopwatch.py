@@ -9,7 +9,10 @@ import torch
 
 
 class Stopwatch:
-    """Measures from `start` to `stop`; on a GPU by events in its stream, so that nothing waits for it."""
+    """Measures from `start` to `stop`; on a GPU by events in its stream, so that nothing waits for it.
+
+    DDP's hook stops it, so that a world of one rank, which has no speeds to compare, measures nothing.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"

@@ -53,6 +53,22 @@ def test_killed_within_an_epoch_and_resumed_the_weights_are_equal_to_the_bit_and
 
 
 @pytest.mark.slow
+def test_a_run_that_computes_its_shares_in_parts_goes_on_with_parts_of_the_same_size_to_the_bit(
+    source: Path, tiny_model: Path, tmp_path: Path
+) -> None:
+    flags = ("--model", tiny_model, "--epochs", "2", "--checkpoint_every", "5", "--dropout", "0.3", *QUICK)
+    scarce = {"folder": tmp_path, "patch": worlds.memory_for_few_tokens}
+    worlds.run_world(1, source, "--run", "whole", *flags, **scarce)
+    files, whole = RunFiles(source.parent, "leanings-killed"), RunFiles(source.parent, "leanings-whole")
+    world = worlds.start_world(1, source, "--run", "killed", *flags, **scarce)
+    worlds.wait_for_step(files, 11)
+    world.kill(signal.SIGKILL)
+    worlds.run_world(1, source, "--run", "killed", "--resume", *flags, **scarce)
+    assert same_weights(files, whole, 32)
+    assert worlds.losses(files) == worlds.losses(whole)
+
+
+@pytest.mark.slow
 def test_asked_to_stop_a_run_saves_its_step_and_ends_with_143(source: Path, tiny_model: Path, tmp_path: Path) -> None:
     files = RunFiles(source.parent, "leanings")
     world = worlds.start_world(1, source, "--model", tiny_model, "--epochs", "50", *QUICK, folder=tmp_path)

@@ -30,17 +30,17 @@ def course_of(steps_per_epoch: int, epochs: int, max_steps: int | None = None) -
 class FewSteps:
     """A strategy of one layer; what Profiled asks of the real one, without a world."""
 
-    def __init__(self) -> None:
-        self.model = torch.nn.Sequential(torch.nn.Linear(8, 64))
+    def __init__(self, outputs: int = 64) -> None:
+        self.model = torch.nn.Sequential(torch.nn.Linear(8, outputs))
 
     def step(self, *_: object) -> None:
         self.model(torch.zeros(5, 8)).sum().backward()
 
 
-def profiled(course: Course, trace: Path, first: int = 0) -> list[str]:
-    """What a profile of this course says."""
+def profiled(course: Course, trace: Path, first: int = 0, outputs: int = 64) -> list[str]:
+    """What a profile of this course says, of a layer with so many outputs."""
     said: list[str] = []
-    strategy: Any = FewSteps()
+    strategy: Any = FewSteps(outputs)
     watched = Profiled(strategy, course, strategy.model, "float32", trace, said.append)
     for step in range(first, course.steps):
         watched.step(course.batch(step), step, 0.0)
@@ -71,6 +71,11 @@ def test_a_profile_of_any_length_says_its_figures_and_leaves_a_trace(steps: int,
     assert said[0].startswith("profile: a step takes")
     assert len([line for line in said if "linear layers" in line]) == 1
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+
+
+def test_a_model_without_any_large_layer_has_a_profile_too(tmp_path: Path) -> None:
+    said = profiled(course_of(3, 1), tmp_path / "trace.json", outputs=3)
+    assert "no linear layer of this model is large enough" in said[-1]
 
 
 def test_a_profile_says_nothing_but_its_figures(tmp_path: Path) -> None:
