@@ -68,7 +68,7 @@ def start_world(
         folder: for what the ranks print.
         patch: called in each rank before the command; must be importable.
         of_each: further arguments of each rank, which then is a node of its own.
-        who: fields of Rank, such as `attempt` and `job`.
+        who: fields of Rank, such as `attempt` and `job`; without `device` and `backend` ranks meet on CPUs.
     """
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("forkserver")
@@ -82,7 +82,7 @@ def start_world(
         place = {"local_rank": rank, "local_world_size": ranks}
         if of_each:
             place = {"local_rank": 0, "local_world_size": 1, "node_rank": rank, "nodes": ranks}
-        me = Rank(rank=rank, world_size=ranks, master_port=port, device="cpu", backend="gloo", **place, **who)
+        me = Rank(rank=rank, world_size=ranks, master_port=port, **({"device": "cpu", "backend": "gloo"} | place | who))
         environment = (me.to_environ() if ranks > 1 or who else {}) | _for_ranks
         words = [str(word) for word in (*arguments, *(of_each[rank] if of_each else ()))]
         process = context.Process(target=_rank_main, args=(environment, words, str(outputs[rank]), patch))
