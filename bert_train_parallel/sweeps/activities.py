@@ -3,30 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from temporalio import activity
-from temporalio.client import Client
+from temporalio.client import Client, WorkflowHandle
 from temporalio.exceptions import ApplicationError, TemporalError
 
 from bert_train_parallel.errors import BertTrainParallelError, NotWritable, Unreachable
 from bert_train_parallel.sweeps import fleet
 from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps.folder import SharedFolder
-from bert_train_parallel.sweeps.outcomes import MOST_FAILURES, tells_of_a_full_disk
+from bert_train_parallel.sweeps.keys import LaunchRefused
+from bert_train_parallel.sweeps.outcomes import MOST_FAILURES, STOPPED, tells_of_a_full_disk
 from bert_train_parallel.sweeps.reservations import Reservations, TooFewGpus
-from bert_train_parallel.sweeps.trials import Busy, Fenced, Trials, TryAgain
+from bert_train_parallel.sweeps.trial import check_folder
+from bert_train_parallel.sweeps.trials import Busy, Fenced, Trials, TryAgain, WrongFolder
 
 SIGNAL_EVERY_S = 30.0  # a workflow takes 10,000 signals at most, and each is kept for ever
 ELSEWHERE = timedelta(seconds=2)  # after which another node may take a trial that this one cannot run
-_FULL = "waiting for room on a full disk"
 _FULL_DISK, _LONGEST = timedelta(seconds=5), timedelta(minutes=1)  # between looks at it: longer each time
 _TICK_S = 1.0
+
+_log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -46,6 +50,7 @@ class Activities:
         self._worker = worker
         self._client = client
         self._reservations = Reservations()
+        self._said: set[str] = set()  # of this node's faults
         self._failures: Counter[tuple[str, str]] = Counter()  # of trials that came to no attempt, by workflow and run
         self._trials = trials or Trials(folder, worker, self._reservations, cores_each=cores_each)
 
@@ -67,18 +72,18 @@ class Activities:
     async def fine_tune_bert(self, request: m.BertFineTuneRequest) -> m.BertFineTuneResult:
         """Train one trial as a launch; a trial that fails for good is a result."""
         owner = activity.info().workflow_id or ""
-        signals = _CheckpointSignals(self._client if request.signal_checkpoints else None)
+        signals = _Signals(self._client, request)
 
         def beat(progress: m.TrialProgress) -> None:
             activity.heartbeat(progress)
-            signals.look(progress.checkpoint)
+            signals.look(progress)
 
         try:
             return await self._trials.run(request, beat, owner)
         except asyncio.CancelledError:
             details = activity.cancellation_details()
             if details and details.cancel_requested:  # not a worker that shuts down: there the trial goes on elsewhere
-                return self._trials.stopped(request, owner)
+                return self._trials.ended(request, owner, "stopped", STOPPED)
             raise
         except TryAgain as error:
             if error.kind == "full":
@@ -87,6 +92,9 @@ class Activities:
             raise ApplicationError(str(error), type=f"Trial{error.kind.capitalize()}", next_retry_delay=delay) from error
         except (Fenced, Busy) as error:
             raise ApplicationError(str(error), type=type(error).__name__) from error
+        except WrongFolder as error:
+            beat(self._waiting(request, m.NO_FOLDER))
+            raise self._told_of_a_wrong_folder(error) from error
         except TooFewGpus as error:  # it was asked for when no node had any, or by an earlier version
             raise ApplicationError(str(error), type=type(error).__name__, next_retry_delay=ELSEWHERE) from error
         except Exception as error:
@@ -102,9 +110,30 @@ class Activities:
 
     def _told_of_a_full_disk(self, words: str, request: m.BertFineTuneRequest, beat: Callable[[m.TrialProgress], None]) -> ApplicationError:
         """Nothing that the trial did: it is tried again until there is room, and said meanwhile."""
+        beat(self._waiting(request, m.FULL_DISK))
+        return ApplicationError(words, type="TrialFull", next_retry_delay=min(_FULL_DISK * activity.info().attempt, _LONGEST))
+
+    def _told_of_a_wrong_folder(self, error: WrongFolder) -> ApplicationError:
+        """Nothing that the trial did either: another node takes it, or this one when its folder is there."""
+        if str(error) not in self._said:
+            self._said.add(str(error))
+            _log.warning("%s", error)
+        return ApplicationError(str(error), type=type(error).__name__, next_retry_delay=ELSEWHERE)
+
+    def _waiting(self, request: m.BertFineTuneRequest, phase: str) -> m.TrialProgress:
         attempt, host = activity.info().attempt, socket.gethostname()
-        beat(m.TrialProgress(run_id=request.run_id, phase=_FULL, host=host, worker=self._worker, attempt=attempt, time=time.time()))
-        return ApplicationError(words, type="TrialFull", next_retry_delay=min(_FULL_DISK * attempt, _LONGEST))
+        return m.TrialProgress(run_id=request.run_id, phase=phase, host=host, worker=self._worker, attempt=attempt, time=time.time())
+
+    @activity.defn
+    async def account_for_trial(self, request: m.AccountRequest) -> m.BertFineTuneResult:
+        """What the attempts of a trial say that ended without its activity's telling: stopped while it waited for a node, or refused."""
+        owner = activity.info().workflow_id or ""
+        try:
+            return self._trials.ended(request.trial, owner, request.state, request.error)
+        except LaunchRefused:  # its name is that of another run, whose attempts are not its own
+            return m.BertFineTuneResult(
+                run_id=request.trial.run_id, config=request.trial.config, state=request.state, error=request.error, attempts=0
+            )
 
     @activity.defn
     async def evaluate_bert_model(self, request: m.BertEvalRequest) -> m.BertEvalResult:
@@ -170,6 +199,7 @@ class Activities:
         return [
             self.create_dataset_snapshot,
             self.check_dataset_snapshot,
+            self.account_for_trial,
             self.evaluate_bert_model,
             self.run_bert_inference,
             self.suggest_trials,
@@ -188,6 +218,11 @@ class Activities:
     @activity.defn
     async def hold_gpus(self, request: m.HoldRequest) -> str:
         """Hold GPUs of this node for a launch on several nodes; gives the name of the reservation."""
+        if request.dataset_snapshot is not None:
+            try:
+                check_folder(self._folder, request.dataset_snapshot, self._worker)
+            except WrongFolder as error:
+                raise self._told_of_a_wrong_folder(error) from error
         return await _telling(self._reservations.hold(request.gpus, "auto" if request.use_gpu else "cpu", _tick))
 
     @activity.defn
@@ -195,24 +230,37 @@ class Activities:
         self._reservations.give_back(reservation)
 
 
-class _CheckpointSignals:
-    """Tells a workflow of new checkpoints of its run, some time apart."""
+class _Signals:
+    """Tells the workflow of a trial what it asked to be told: that the training has begun, and new checkpoints, some time apart."""
 
-    def __init__(self, client: Client | None) -> None:
-        self._client = client
+    def __init__(self, client: Client | None, request: m.BertFineTuneRequest) -> None:
+        workflow_id = activity.info().workflow_id
+        self._handle = client.get_workflow_handle(workflow_id) if client and workflow_id else None
+        self._request = request
+        self._has_begun: asyncio.Task[None] | None = None
         self._told = -1
         self._time = 0.0
         self._sending: asyncio.Task[None] | None = None
 
-    def look(self, checkpoint: m.CheckpointInfo | None) -> None:
-        if self._client is None or checkpoint is None or checkpoint.step <= self._told or time.monotonic() - self._time < SIGNAL_EVERY_S:
+    def look(self, progress: m.TrialProgress) -> None:
+        if self._handle is None:
             return
-        self._told, self._time = checkpoint.step, time.monotonic()
-        workflow_id = activity.info().workflow_id
-        if workflow_id:
-            handle = self._client.get_workflow_handle(workflow_id)
-            self._sending = asyncio.create_task(handle.signal("update_checkpoint", checkpoint))
-            self._sending.add_done_callback(lambda task: task.cancelled() or task.exception())  # a lost signal is made up by the next
+        is_lost = self._has_begun is not None and self._has_begun.done() and not _is_sent(self._has_begun)
+        if self._request.signal_start and progress.phase == "training" and (self._has_begun is None or is_lost):
+            self._has_begun = self._send(self._handle, "trial_began", self._request.run_id)
+        found = progress.checkpoint
+        if self._request.signal_checkpoints and found and found.step > self._told and time.monotonic() - self._time >= SIGNAL_EVERY_S:
+            self._told, self._time = found.step, time.monotonic()
+            self._sending = self._send(self._handle, "update_checkpoint", found)  # a lost one is made up by the next
+
+    def _send(self, handle: WorkflowHandle[Any, Any], name: str, content: object) -> asyncio.Task[None]:
+        sending = asyncio.create_task(handle.signal(name, content))
+        sending.add_done_callback(_is_sent)
+        return sending
+
+
+def _is_sent(signal: asyncio.Task[None]) -> bool:
+    return not signal.cancelled() and signal.exception() is None
 
 
 def _tick() -> None:

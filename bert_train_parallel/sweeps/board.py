@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bert_train_parallel.sweeps import budget
 from bert_train_parallel.sweeps.draw import Values
@@ -35,11 +35,12 @@ class Planned:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A trial under way since `began`, in seconds of the workflow's clock."""
+    """A trial under way since `began`, in seconds of the workflow's clock, and in training since `costs`: None for one that waits."""
 
     trial: Planned
     run_id: str
     began: float
+    costs: float | None = None
 
 
 class Board:
@@ -49,6 +50,7 @@ class Board:
         """`letters` stand before a trial's number in its name: those that a ladder is compared with are no trials of the ladder."""
         self.request = request.model_copy(update={"so_far": None})
         self._letters = letters
+        self.waiting_is_free = False  # False for sweeps of earlier versions, whose trials do not say when their training begins
         self.state = request.so_far or SweepState(
             trials=request.num_trials, concurrency=request.max_concurrency, budget_gpu_hours=request.budget_gpu_hours
         )
@@ -68,9 +70,15 @@ class Board:
         return f"{self.request.experiment_id}-{self._letters}{trial.number:04d}{rung}"
 
     def begin(self, trial: Planned, now: float) -> Running:
-        running = Running(trial, self.run_id(trial), now)
+        running = Running(trial, self.run_id(trial), now, costs=None if self.waiting_is_free else now)
         self.running[trial.number, trial.rung] = running
         return running
+
+    def costs(self, run_id: str, now: float) -> None:
+        """The training of a trial has begun; of further attempts nothing is to be told."""
+        for place, one in self.running.items():
+            if one.run_id == run_id and one.costs is None:
+                self.running[place] = replace(one, costs=now)
 
     def end(self, result: TrialResult) -> None:
         """A trial has ended, in whatever state."""
@@ -105,7 +113,7 @@ class Board:
 
     def spending(self, now: float) -> budget.Spending:
         gpus = self.request.launch.gpus
-        running = [budget.Running(max(now - trial.began, 0.0), gpus) for trial in self.running.values()]
+        running = [budget.Running(max(now - trial.costs, 0.0), gpus) for trial in self.running.values() if trial.costs is not None]
         return budget.spending(self.state.spent_s, running, self.state.budget_gpu_hours)
 
     def may_begin(self, now: float) -> bool:
@@ -115,10 +123,11 @@ class Board:
 
     def look_again_after(self, now: float) -> float | None:
         """Seconds until running trials have spent the budget; None where nothing but an event can change what may begin."""
-        if self.state.budget_gpu_hours is None or not self.running or not self.spending(now).may_begin:
+        costly = sum(trial.costs is not None for trial in self.running.values())
+        if self.state.budget_gpu_hours is None or not costly or not self.spending(now).may_begin:
             return None
         left = self.state.budget_gpu_hours * 3600 - self.spending(now).finished - self.spending(now).running
-        return max(left / (len(self.running) * self.request.launch.gpus), 1.0)
+        return max(left / (costly * self.request.launch.gpus), 1.0)
 
     def why_over(self, now: float) -> str:
         """Why no further trial will ever begin; empty while one may."""

@@ -19,6 +19,11 @@ class Controls:
         self.over = False
         self.waiting_for = ""  # approval of this rung
 
+    @workflow.signal
+    def trial_began(self, run_id: str) -> None:
+        """A worker says that it trains a trial now: waiting for a node costs nothing."""
+        self.board.costs(run_id, clock())
+
     @workflow.query
     def progress(self) -> m.ProgressAnswer:
         state = self.board.state
@@ -168,7 +173,12 @@ class Controls:
     @workflow.update
     def set_concurrency(self, count: int) -> str:
         self.board.update(concurrency=count)
-        return f"{m.counted(count, 'trial')} at a time"
+        request = self.board.request
+        most = 2 * request.max_concurrency
+        held = ""
+        if request.chosen_sampler == "tpe" and request.ladder is None and count > most:
+            held = f"; at most {most}, twice the max_concurrency it began with: on that depends which results TPE knows when it proposes"
+        return f"{m.counted(count, 'trial')} at a time{held}"
 
     @set_concurrency.validator
     def _check_concurrency(self, count: int) -> None:

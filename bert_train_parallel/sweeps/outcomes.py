@@ -20,6 +20,7 @@ from bert_train_parallel.sweeps.messages import BertFineTuneRequest, BertFineTun
 
 MOST_FAILURES = 3  # of a trial's own
 MOST_KILLS = 10  # from outside, in a row and without a new checkpoint
+STOPPED = "stopped by a person"
 
 _FULL = {os.strerror(number).lower() for number in (errno.ENOSPC, errno.EDQUOT)} | {"disk is full"}  # the last as SQLite says it
 _KILLED = {130, 137, 143}  # by Ctrl-C, SIGKILL or SIGTERM that this project did not send

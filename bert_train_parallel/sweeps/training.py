@@ -93,12 +93,17 @@ async def train(request: m.BertFineTuneRequest, on_gpus: bool = False) -> m.Bert
     return await _fine_tune(request, m.gpu_queue(request.launch.here_gpus if on_gpus else 0), LOST)
 
 
+def _longest(launch: m.LaunchSettings) -> timedelta:
+    """When Temporal ends an attempt that has not ended itself: it may wait, make a store and train, each for `max_hours`."""
+    return timedelta(hours=min(3 * launch.max_hours, 1e6), seconds=launch.grace_s + 60)
+
+
 async def _fine_tune(request: m.BertFineTuneRequest, queue: str, retry: RetryPolicy) -> m.BertFineTuneResult:
     return await workflow.execute_activity_method(
         Activities.fine_tune_bert,
         request,
         task_queue=queue,
-        start_to_close_timeout=timedelta(hours=request.launch.max_hours),
+        start_to_close_timeout=_longest(request.launch),
         heartbeat_timeout=HEARTBEAT,
         retry_policy=retry,
         cancellation_type=workflow.ActivityCancellationType.WAIT_CANCELLATION_COMPLETED,
@@ -121,8 +126,8 @@ async def _train_on_fleet(request: m.BertFineTuneRequest) -> m.BertFineTuneResul
             return await _on_all_nodes(request, nodes, held)
         except ActivityError as error:
             cause = error.cause
-            # and not a worker that was lost, nor another trial of the same that is under way
-            failures += isinstance(cause, ApplicationError) and cause.type != "Busy"
+            # and not a worker that was lost or has another folder, nor another trial of the same that is under way
+            failures += isinstance(cause, ApplicationError) and cause.type not in ("Busy", "WrongFolder")
             if is_cancelled_exception(error) or failures >= FLEET_FAILURES or (isinstance(cause, ApplicationError) and cause.non_retryable):
                 raise
             workflow.logger.info("%s: the fleet begins again: %s", request.run_id, error.cause)
@@ -154,7 +159,7 @@ async def _on_all_nodes(request: m.BertFineTuneRequest, nodes: list[str], held: 
 async def _hold(request: m.BertFineTuneRequest, host: str, gpus: int) -> str:
     return await workflow.execute_activity_method(
         Activities.hold_gpus,
-        m.HoldRequest(run_id=request.run_id, gpus=gpus, use_gpu=request.config.use_gpu),
+        m.HoldRequest(run_id=request.run_id, gpus=gpus, use_gpu=request.config.use_gpu, dataset_snapshot=request.dataset_snapshot),
         task_queue=m.node_queue(host),
         start_to_close_timeout=timedelta(hours=request.launch.max_hours),
         heartbeat_timeout=HEARTBEAT,
@@ -176,6 +181,18 @@ async def _give_back(held: dict[str, str]) -> None:
         except ActivityError as error:
             if not isinstance(error.cause, ActivityTimeout):
                 raise
+
+
+async def account_for(request: m.AccountRequest) -> m.BertFineTuneResult:
+    """What the attempts of a trial say that ended without telling."""
+    return await workflow.execute_activity_method(
+        Activities.account_for_trial,
+        request,
+        task_queue=m.EVAL_QUEUE,
+        start_to_close_timeout=HOUR,
+        heartbeat_timeout=HEARTBEAT,
+        retry_policy=SHORT,
+    )
 
 
 async def evaluate(request: m.BertEvalRequest) -> m.BertEvalResult:

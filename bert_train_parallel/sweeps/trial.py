@@ -11,13 +11,20 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from bert_train_parallel.config import TrainConfig
-from bert_train_parallel.errors import not_writable
+from bert_train_parallel.errors import Unreachable, not_writable
 from bert_train_parallel.run_files import RunFiles, store_stem, write_json
 from bert_train_parallel.sweeps import launches, outcomes
 from bert_train_parallel.sweeps.folder import SharedFolder
 from bert_train_parallel.sweeps.keys import LaunchRefused, home_of, home_of_key, is_of_run, keep_asked, store_key, trial_key
-from bert_train_parallel.sweeps.lease import Lease, attempts, gpu_seconds
-from bert_train_parallel.sweeps.messages import BertFineTuneRequest, BertFineTuneResult, State, TrialProgress, first_problem
+from bert_train_parallel.sweeps.lease import Attempt, Lease, attempts, gpu_seconds
+from bert_train_parallel.sweeps.messages import (
+    BertFineTuneRequest,
+    BertFineTuneResult,
+    DatasetSnapshotResult,
+    State,
+    TrialProgress,
+    first_problem,
+)
 from bert_train_parallel.sweeps.outcomes import Course
 from bert_train_parallel.sweeps.snapshots import files_of
 
@@ -26,11 +33,17 @@ TRAINER = (sys.executable, "-P", "-m", "bert_train_parallel")
 _READING = {"text", "text_pair", "label", "encoding", "delimiter", "quoting", "header", "dataset_config"}
 _READING |= {"validation_file", "test_file", "max_cell_bytes", "max_bad_rows"}
 
+LAUNCHED = ("preparing", "training")  # phases in which processes of the trial are at work
+
 Beat = Callable[[TrialProgress], None]
 
 
 class Hung(Exception):
-    """A training says nothing any more."""
+    """A training says nothing any more, or has taken longer than it may."""
+
+
+class WrongFolder(Unreachable):
+    """This machine does not have the folder of the sweep, which others have."""
 
 
 class Trial:
@@ -66,6 +79,7 @@ class Trial:
         gpus = 0 if self.is_part else request.launch.gpus  # the first node counts for the whole fleet
         self.lease = Lease(own, worker, gpus, f"{owner}/{request.run_id}")
         self.moved = time.monotonic()  # when the training last said something
+        self._phase, self._since = "", time.monotonic()
         self.course = Course()
         self._tail = launches.Tail(self.files.progress)
         self.look()
@@ -77,7 +91,12 @@ class Trial:
         self.course.add(events)
 
     def tick(self, phase: str) -> None:
-        """Look what has happened, write it down and tell it; raises Fenced, and Hung of a training that says nothing any more."""
+        """Look what has happened, write it down and tell it.
+
+        Raises:
+            Fenced: a newer attempt has taken over.
+            Hung: the training says nothing any more, or this phase has lasted `max_hours`.
+        """
         self.lease.check()
         self.look()
         try:
@@ -86,9 +105,19 @@ class Trial:
             if not outcomes.tells_of_a_full_disk(str(error)):
                 raise
         self.tell(phase)
-        bound = self.request.launch.no_progress_s
-        if phase == "training" and time.monotonic() - self.moved > bound:
-            raise Hung(f"the training told no step, epoch or checkpoint for {bound:g} s, which is the limit launch.no_progress_s")
+        self._check_time(phase)
+
+    def _check_time(self, phase: str) -> None:
+        now, launch = time.monotonic(), self.request.launch
+        if phase != self._phase:
+            self._phase, self._since = phase, now
+        if phase == "training" and now - self.moved > launch.no_progress_s:
+            raise Hung(
+                f"the training told no step, epoch or checkpoint for {launch.no_progress_s:g} s, which is the limit launch.no_progress_s"
+            )
+        # of several nodes, the first one ends the launch, and says so
+        if phase in LAUNCHED and not self.is_part and now - self._since > launch.max_hours * 3600:
+            raise Hung(f"{phase} took longer than launch.max_hours, which is {launch.max_hours:g}; give an attempt more time")
 
     def tell_of_waiting(self) -> None:
         self.tell("waiting for an earlier attempt" if self.lease.token else f"waiting for the same in {self.home_id}")
@@ -97,6 +126,11 @@ class Trial:
         course = self.course
         saved = course.checkpoint.step if course.checkpoint else -1
         return {"first_step": course.attempt_step, "last_step": course.step, "saved_step": saved}
+
+    def _own_attempts(self) -> list[Attempt]:
+        """Those that this trial pays for: all in its folder, unless that is the run of another which was asked for the same."""
+        found = attempts(self.lease.folder)
+        return found if self.home_id == self.request.run_id else [one for one in found if one.owner == self.lease.attempt.owner]
 
     def tell(self, phase: str) -> None:
         course = self.course
@@ -113,6 +147,7 @@ class Trial:
                 loss=course.loss,
                 figures={name: value for name, value in (course.figures or {}).items() if isinstance(value, int | float)} or None,
                 checkpoint=course.checkpoint,
+                gpu_seconds=gpu_seconds(self._own_attempts()),
                 time=time.time(),
             )
         )
@@ -143,7 +178,7 @@ class Trial:
         """Less what was paid for, and counted, under another name."""
         if self.home_id == self.request.run_id:
             return found
-        own = [attempt for attempt in attempts(self.home) if attempt.owner == self.lease.attempt.owner]
+        own = self._own_attempts()
         worked = [attempt for attempt in own if attempt.began]
         rows = self.course.rows_seen(worked[0].first_step, found.steps, self.request.config.batch_size) if worked else 0
         counted = {"gpu_seconds": gpu_seconds(own), "rows_seen": rows, "attempts": len(worked)}
@@ -169,6 +204,20 @@ class Trial:
         settings = self.home / "settings.json"
         write_json(settings, self.config.model_dump(mode="json", exclude_defaults=True))
         return (*TRAINER, str(link), "--config", str(settings), "--resume", "--quiet_progress")
+
+
+def check_folder(folder: SharedFolder, snapshot: DatasetSnapshotResult, worker: str) -> None:
+    """See that this machine's folder is the one in which the sweep's data was kept.
+
+    Raises:
+        WrongFolder: it is not, or is not mounted; that is a fault of this node, and says nothing of a trial.
+    """
+    missing = next((path for path in files_of(snapshot, folder).values() if not path.is_file()), None)
+    if missing is not None:
+        raise WrongFolder(
+            f"the worker {worker} runs no trial of this sweep: {missing} is not there. Start it with the --output_dir that all machines "
+            "share, where that is mounted."
+        )
 
 
 def trainer_config(request: BertFineTuneRequest, folder: SharedFolder) -> TrainConfig:

@@ -14,12 +14,12 @@ from bert_train_parallel.errors import BertTrainParallelError, LaunchFailed, Not
 from bert_train_parallel.launching.plan import LaunchRequest, LaunchResult
 from bert_train_parallel.sweeps import launches, outcomes
 from bert_train_parallel.sweeps.folder import SharedFolder
-from bert_train_parallel.sweeps.keys import LaunchRefused
+from bert_train_parallel.sweeps.keys import LaunchRefused, home_of
 from bert_train_parallel.sweeps.lease import Fenced
-from bert_train_parallel.sweeps.messages import BertFineTuneRequest, BertFineTuneResult
+from bert_train_parallel.sweeps.messages import BertFineTuneRequest, BertFineTuneResult, State
 from bert_train_parallel.sweeps.outcomes import Verdict
 from bert_train_parallel.sweeps.reservations import Hold, Reservations, check_can_run, launch_environment, wait_for_gpus
-from bert_train_parallel.sweeps.trial import Beat, Hung, Trial
+from bert_train_parallel.sweeps.trial import Beat, Hung, Trial, WrongFolder, check_folder
 
 _log = logging.getLogger(__name__)
 
@@ -72,8 +72,11 @@ class Trials:
             Fenced: a newer attempt has taken over.
             Busy: it held GPUs while another trial of the same did not end.
             TooFewGpus: this node has fewer than it needs, and was not named for it. That is no attempt.
+            WrongFolder: this machine does not have the snapshot. That is no attempt either.
             BertTrainParallelError: the folder or the snapshot cannot be used.
         """
+        if request.dataset_snapshot is not None and self._folder.finished_files(home_of(self._folder, request.run_id)) is None:
+            check_folder(self._folder, request.dataset_snapshot, self._worker)
         trial = Trial(self._folder, request, self._worker, beat, owner)
         done = trial.finished()
         if done:
@@ -95,10 +98,11 @@ class Trials:
         finally:
             lease.release()
 
-    def stopped(self, request: BertFineTuneRequest, owner: str = "") -> BertFineTuneResult:
-        """What there is to tell of a trial that a person has stopped."""
-        trial = Trial(self._folder, request, self._worker, lambda progress: None, owner)
-        return trial.failed("stopped", "stopped by a person")
+    def ended(self, request: BertFineTuneRequest, owner: str, state: State, words: str) -> BertFineTuneResult:
+        """What there is to tell of a trial that ended without a RESULT: its attempts say what it cost."""
+        if not self._folder.asked(request.run_id).exists():  # it never came to a node
+            return BertFineTuneResult(run_id=request.run_id, config=request.config, state=state, error=words, attempts=0)
+        return Trial(self._folder, request, self._worker, lambda progress: None, owner).failed(state, words)
 
     async def _attempt(self, trial: Trial) -> BertFineTuneResult:
         try:
@@ -208,4 +212,4 @@ def launch_request(request: BertFineTuneRequest, command: tuple[str, ...], folde
     )
 
 
-__all__ = ["Busy", "Fenced", "Trials", "TryAgain"]
+__all__ = ["Busy", "Fenced", "Trials", "TryAgain", "WrongFolder"]

@@ -25,6 +25,7 @@ class View:
     age_s: float | None = None  # since the sweep last had something to do: so old its figures are; bars are those of heartbeats
     newest: Sequence[TrialResult] = ()  # those that ended last, in whatever state
     shortage: str = ""  # why trials wait for a node, in one sentence
+    lost: Mapping[str, float] = field(default_factory=dict)  # of trials whose worker is gone, by run id: seconds since they said something
 
 
 def lines_of(view: View, width: int, rows: int = 8) -> list[str]:
@@ -46,7 +47,7 @@ def lines_of(view: View, width: int, rows: int = 8) -> list[str]:
     lines = [head, *textwrap.wrap(view.shortage, max(width - 3, 40), initial_indent="  ", subsequent_indent="  ")]
     for one in progress.running:
         beat = view.beats.get(one.run_id)
-        lines.append(f"  {_name(one)}  {course(beat)}  {values_in_words(one.values)}")
+        lines.append(f"  {_name(one)}  {course(beat, view.lost.get(one.run_id))}  {values_in_words(one.values)}")
     if view.best:
         lines += ["", *leaderboard_lines(view.best[:rows], view.metric)]
     if view.page:
@@ -54,20 +55,24 @@ def lines_of(view: View, width: int, rows: int = 8) -> list[str]:
     return [line[: max(width - 1, 40)] for line in lines]
 
 
-def course(beat: TrialProgress | None) -> str:
+def course(beat: TrialProgress | None, lost_s: float | None = None) -> str:
     """How far a trial is, in a width that does not change.
+
+    Args:
+        lost_s: of one whose worker is gone, seconds since it said something.
 
     >>> course(None)
     '[                        ] waiting to begin                   '
     """
+    lost = "" if lost_s is None else f"lost its worker {ago(lost_s)}"
     if beat is None or not beat.steps:
-        phase = "waiting to begin" if beat is None else beat.phase
+        phase = "waiting to begin" if beat is None else lost or beat.phase
         return f"[{' ' * _BAR}] {phase:<35}"
     done = int(_BAR * min(beat.step / beat.steps, 1))
-    shown = f"{beat.step}/{beat.steps}  epoch {beat.epoch}"
-    if beat.loss is not None:
+    shown = f"{beat.step}/{beat.steps}  {lost or f'epoch {beat.epoch}'}"
+    if beat.loss is not None and not lost:
         shown += f"  loss {beat.loss:.3f}"
-    if beat.attempt > 1:
+    if beat.attempt > 1 and not lost:
         shown += f"  attempt {beat.attempt}"
     return f"[{'#' * done}{' ' * (_BAR - done)}] {shown:<35}"
 

@@ -7,9 +7,11 @@ import contextlib
 import shutil
 import sys
 import time
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
+from temporalio.api.enums.v1 import PendingActivityState
 from temporalio.client import Client, WorkflowExecutionStatus, WorkflowFailureError, WorkflowHandle
 from temporalio.service import RPCError, RPCStatusCode
 
@@ -17,9 +19,11 @@ from bert_train_parallel import errors
 from bert_train_parallel.errors import BadRun, BertTrainParallelError, Unreachable
 from bert_train_parallel.sweeps import fleet, views
 from bert_train_parallel.sweeps import messages as m
+from bert_train_parallel.sweeps.trial import WrongFolder
 
 LOOK_S = 1.0
 PATIENCE = timedelta(seconds=20)  # with a worker that answers for a sweep: a new one reads the history of a long one first
+_SCHEDULED = PendingActivityState.PENDING_ACTIVITY_STATE_SCHEDULED
 RUNNING, COMPLETED = WorkflowExecutionStatus.RUNNING, WorkflowExecutionStatus.COMPLETED
 
 Asked = TypeVar("Asked", bound=m.Message)
@@ -89,15 +93,34 @@ def silence(error: RPCError, experiment_id: str) -> Unreachable:
     return Unreachable(f"The Temporal server does not answer: {error.message}.")
 
 
-async def heartbeats(client: Client, workflow_id: str) -> dict[str, m.TrialProgress]:
-    """What each trial under way last said, by its run id."""
+@dataclass(slots=True)
+class UnderWay:
+    """What Temporal knows of the trials under way, by run id."""
+
+    beats: dict[str, m.TrialProgress] = field(default_factory=dict)  # what each last said
+    lost: dict[str, float] = field(default_factory=dict)  # of those that no worker has any more: seconds since
+    faults: set[str] = field(default_factory=set)  # of nodes, which leave trials to others
+
+    @property
+    def gpu_hours(self) -> float:
+        return sum(beat.gpu_seconds for beat in self.beats.values()) / 3600
+
+
+async def trials_under_way(client: Client, workflow_id: str) -> UnderWay:
     description = await client.get_workflow_handle(workflow_id).describe()
-    found: dict[str, m.TrialProgress] = {}
+    found = UnderWay()
     for pending in description.raw_description.pending_activities:
+        has_worker = pending.state != _SCHEDULED
+        if not has_worker and pending.last_failure.application_failure_info.type == WrongFolder.__name__:
+            found.faults.add(pending.last_failure.message)
         if pending.activity_type.name != "fine_tune_bert" or not pending.heartbeat_details.payloads:
             continue
-        for beat in await client.data_converter.decode(list(pending.heartbeat_details.payloads), [m.TrialProgress]):
-            found[beat.run_id] = beat
+        (beat,) = await client.data_converter.decode(list(pending.heartbeat_details.payloads), [m.TrialProgress])
+        earlier = found.beats.get(beat.run_id)  # of a launch on several nodes, the first one counts what it costs
+        if earlier is None or beat.gpu_seconds >= earlier.gpu_seconds:
+            found.beats[beat.run_id] = beat
+        if not has_worker and beat.phase not in (m.FULL_DISK, m.NO_FOLDER):
+            found.lost[beat.run_id] = max(time.time() - beat.time, 0.0)
     return found
 
 
@@ -112,23 +135,26 @@ async def look(client: Client, experiment_id: str, page: str = "") -> views.View
     board = await handle.query("leaderboard", 100, result_type=m.LeaderboardAnswer, rpc_timeout=PATIENCE)
     spent = await handle.query("budget", result_type=m.BudgetAnswer, rpc_timeout=PATIENCE)
     since_s = max(time.time() - datetime.fromisoformat(spent.as_of).timestamp(), 0.0)  # a workflow's clock stands while nothing happens
-    hours = spent.finished_gpu_hours + spent.running_gpu_hours + len(progress.running) * spent.gpus_each * since_s / 3600
     limit = f" of {spent.budget_gpu_hours:g}" if spent.budget_gpu_hours else ""
-    beats = await heartbeats(client, workflow_id(experiment_id))
+    trials = await trials_under_way(client, workflow_id(experiment_id))
+    hours = spent.finished_gpu_hours + trials.gpu_hours
     lacking = ""
-    if not progress.over and (progress.on_gpus is None or {one.run_id for one in progress.running} - beats.keys()):  # some wait to begin
+    waiting = {one.run_id for one in progress.running} - (trials.beats.keys() - trials.lost.keys())
+    if not progress.over and (progress.on_gpus is None or waiting):
         lacking = fleet.shortage(progress.launch, bool(progress.on_gpus), await fleet.nodes(client, progress.launch), experiment_id)
+    lacking = "; ".join([*([lacking] if lacking else []), *sorted(trials.faults)])
     link = f"{page}/namespaces/{client.namespace}/workflows/{workflow_id(experiment_id)}" if page else ""
     return views.View(
         progress,
         board.trials,
         board.metric,
-        beats,
+        trials.beats,
         f", {hours:.3g}{limit} GPU-hours",
         link,
         since_s,
         board.newest,
         lacking,
+        trials.lost,
     )
 
 

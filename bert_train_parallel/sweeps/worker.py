@@ -25,7 +25,7 @@ from bert_train_parallel.sweeps.workflows import WORKFLOWS, CheckpointedBertTrai
 ROLES = ("training", "eval", "node")
 # Heartbeats are held back to a part of their timeout unless told otherwise; a cancel arrives with one.
 _THROTTLE = timedelta(seconds=1)
-_GRACE = timedelta(seconds=30)  # for trials to save and end when the worker is asked to
+_TO_FINISH = timedelta(seconds=5)  # for what is short, when the worker is asked to end; trials are asked to end at once, and save
 
 
 def make_workers(client: Client, roles: Sequence[str], trials: int, host: str, gpus: int, activities: Activities) -> list[Worker]:
@@ -37,7 +37,6 @@ def make_workers(client: Client, roles: Sequence[str], trials: int, host: str, g
         Worker,
         client,
         identity=identity(worker_name(host), gpus),
-        graceful_shutdown_timeout=_GRACE,
         max_heartbeat_throttle_interval=_THROTTLE,
         default_heartbeat_throttle_interval=_THROTTLE,
     )
@@ -57,7 +56,9 @@ def make_workers(client: Client, roles: Sequence[str], trials: int, host: str, g
     if "node" in roles:
         workers.append(make(task_queue=node_queue(host), activities=activities.of_a_node))
     if "eval" in roles:
-        workers.append(make(task_queue=EVAL_QUEUE, workflows=list(WORKFLOWS), activities=activities.short))
+        workers.append(
+            make(task_queue=EVAL_QUEUE, workflows=list(WORKFLOWS), activities=activities.short, graceful_shutdown_timeout=_TO_FINISH)
+        )
     return workers
 
 
@@ -90,7 +91,8 @@ async def work(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     async with contextlib.AsyncExitStack() as stack:
-        for worker in make_workers(client, roles, at_once, host, gpus, activities):
+        workers = make_workers(client, roles, at_once, host, gpus, activities)
+        for worker in workers:
             await stack.enter_async_context(worker)
         server = client.service_client.config.target_host
         print(
@@ -98,6 +100,7 @@ async def work(
             flush=True,
         )
         await stop.wait()
+        await asyncio.gather(*(worker.shutdown() for worker in workers))  # all at once: each waits for its trials
 
 
 def worker_name(host: str) -> str:

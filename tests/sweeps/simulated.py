@@ -124,6 +124,18 @@ class Simulated:
             )
 
         @activity.defn
+        async def account_for_trial(request: m.AccountRequest) -> m.BertFineTuneResult:
+            return m.BertFineTuneResult(
+                run_id=request.trial.run_id,
+                config=request.trial.config,
+                state=request.state,
+                error=request.error,
+                gpu_seconds=30.0,
+                steps=5,
+                host="alpha",
+            )
+
+        @activity.defn
         async def look_for_nodes() -> m.Fleet:
             return m.Fleet(nodes={"alpha": 0})
 
@@ -138,6 +150,7 @@ class Simulated:
             export_sweep,
             compare_on_test,
             look_for_nodes,
+            account_for_trial,
         ]
 
     async def _train(self, request: m.BertFineTuneRequest) -> m.BertFineTuneResult:

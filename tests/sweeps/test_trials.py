@@ -335,7 +335,7 @@ def test_a_trial_that_waits_for_the_same_can_be_cancelled_and_trains_it_when_the
         with pytest.raises(asyncio.CancelledError):
             await tired
         assert not first.done()
-        assert Trials(folder, "two").stopped(ask("two")).gpu_seconds == 0  # what the other spends is not this one's
+        assert Trials(folder, "two").ended(ask("two"), "", "stopped", "").gpu_seconds == 0  # what the other spends is not this one's
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
             await first
@@ -373,6 +373,68 @@ def test_a_training_that_tells_nothing_any_more_is_ended_and_has_failed(
     assert time.monotonic() - began < 30
     assert [attempt.outcome for attempt in lease.attempts(folder.run("mine"))] == ["failed"]
     assert not alive()
+
+
+def test_a_training_that_takes_longer_than_it_may_fails_as_any_other_failure_of_its_own(
+    folder: SharedFolder, ask: Callable[..., m.BertFineTuneRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRETEND_STEPS", "1000")
+    monkeypatch.setenv("PRETEND_STEP_S", "0.05")
+    monkeypatch.setattr("bert_train_parallel.sweeps.outcomes.MOST_FAILURES", 2)
+    request = ask(launch={"grace_s": 1, "max_hours": 1 / 3600})
+    with pytest.raises(TryAgain, match=r"training took longer than launch\.max_hours, which is 0\.000277778"):
+        run(folder, request)
+    assert not alive()
+    result = run(folder, request)
+    assert (result.state, result.error.split(";")[0]) == ("failed", "failed 2 times")
+    assert "launch.max_hours" in result.error
+    assert [attempt.outcome for attempt in lease.attempts(folder.run("mine"))] == ["failed"] * 2
+
+
+def test_a_node_without_the_sweeps_folder_leaves_a_trial_to_others_however_often_it_is_asked(
+    folder: SharedFolder, ask: Callable[..., m.BertFineTuneRequest], caplog: pytest.LogCaptureFixture
+) -> None:
+    elsewhere = SharedFolder(folder.root / "elsewhere")
+    elsewhere.root.mkdir()
+    activities, beats = Activities(elsewhere, "alpha/7"), list[m.TrialProgress]()
+
+    async def go() -> timedelta | None:
+        environment = ActivityEnvironment()
+        environment.on_heartbeat = beats.append
+        with pytest.raises(ApplicationError, match=r"alpha/7 runs no trial of this sweep: .*elsewhere.* is not there") as error:
+            await environment.run(activities.fine_tune_bert, ask())
+        assert (error.value.type, error.value.non_retryable) == ("WrongFolder", False)
+        return error.value.next_retry_delay
+
+    assert [asyncio.run(go()) for _ in range(4)] == [timedelta(seconds=2)] * 4
+    assert {beat.phase for beat in beats} == {m.NO_FOLDER}
+    assert len(caplog.messages) == 1  # in the worker's output
+    assert list(elsewhere.root.iterdir()) == []
+    hold = m.HoldRequest(run_id="mine", gpus=1, dataset_snapshot=ask().dataset_snapshot)
+    with pytest.raises(ApplicationError, match="alpha/7 runs no trial of this sweep"):
+        asyncio.run(ActivityEnvironment().run(activities.hold_gpus, hold))
+    assert run(folder, ask()).attempts == 1
+
+
+def test_a_trial_that_ended_while_no_worker_had_it_is_accounted_for_by_its_attempts(
+    folder: SharedFolder, ask: Callable[..., m.BertFineTuneRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def account(request: m.BertFineTuneRequest) -> m.BertFineTuneResult:
+        asked = m.AccountRequest(trial=request, state="stopped", error="stopped by a person")
+        return asyncio.run(ActivityEnvironment().run(Activities(folder).account_for_trial, asked))
+
+    monkeypatch.setenv("PRETEND_END", "kill")
+    with pytest.raises(TryAgain):
+        run(folder, ask())
+    found = account(ask())
+    assert (found.state, found.error, found.steps, found.attempts) == ("stopped", "stopped by a person", 4, 1)
+    assert found.gpu_seconds > 0
+    assert found.host
+    never = account(ask("never", learning_rate=0.3))
+    assert (never.state, never.gpu_seconds, never.attempts) == ("stopped", 0, 0)
+    assert not folder.run("never").exists()
+    refused = account(ask("mine", learning_rate=0.3))  # another request under a run's name
+    assert (refused.gpu_seconds, refused.attempts) == (0, 0)
 
 
 def test_the_lock_of_a_run_is_free_only_when_no_process_of_its_attempt_is_left(tmp_path: Path) -> None:

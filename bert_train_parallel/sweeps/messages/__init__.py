@@ -33,6 +33,8 @@ from bert_train_parallel.sweeps.messages.mistakes import (
     fitting_name,
 )
 from bert_train_parallel.sweeps.messages.runs import (
+    FULL_DISK,
+    NO_FOLDER,
     BertEvalRequest,
     BertEvalResult,
     BertFineTuneConfig,
@@ -59,6 +61,7 @@ from bert_train_parallel.sweeps.messages.sweep import (
     TrialResult,
 )
 from bert_train_parallel.sweeps.messages.tasks import (
+    AccountRequest,
     CleanUpRequest,
     CompareRequest,
     ExportRequest,
@@ -72,8 +75,11 @@ from bert_train_parallel.sweeps.messages.tasks import (
 
 __all__ = [
     "EVAL_QUEUE",
+    "FULL_DISK",
     "MOST_AT_ONCE",
+    "NO_FOLDER",
     "TRAINING_QUEUE",
+    "AccountRequest",
     "BertEvalRequest",
     "BertEvalResult",
     "BertFineTuneConfig",

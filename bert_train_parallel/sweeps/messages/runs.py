@@ -49,11 +49,15 @@ class CheckpointInfo(Message):
     timestamp: str = ""
 
 
+FULL_DISK = "waiting for room on a full disk"  # phases that an attempt tells as it ends, true until the next one begins
+NO_FOLDER = "waiting for a node with the sweep's folder"
+
+
 class TrialProgress(Message):
     """What a heartbeat says of a trial under way."""
 
     run_id: str
-    # waiting for an earlier attempt, for another trial that asked for the same, for GPUs, for room on a disk | preparing | training
+    # waiting for an earlier attempt, for another trial that asked for the same, for GPUs | preparing | training | FULL_DISK | NO_FOLDER
     phase: str
     host: str
     worker: str
@@ -64,6 +68,7 @@ class TrialProgress(Message):
     loss: float | None = None
     figures: dict[str, float | None] | None = None  # of the newest validation
     checkpoint: CheckpointInfo | None = None
+    gpu_seconds: float = 0.0  # over all attempts so far
     time: float
 
 
@@ -184,6 +189,7 @@ class BertFineTuneRequest(Message):
     reservation: str | None = None  # the GPUs held for it on this node
     again: int = 0  # above 0: trained once more, though there is a RESULT
     signal_checkpoints: bool = False  # tell the workflow of new checkpoints, some seconds apart
+    signal_start: bool = False  # tell the workflow when the training begins: from then on it costs
 
 
 class BertEvalResult(Message):

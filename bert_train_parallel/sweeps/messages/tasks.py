@@ -5,8 +5,8 @@ from __future__ import annotations
 from pydantic import Field
 
 from bert_train_parallel.sweeps.draw import Values
-from bert_train_parallel.sweeps.messages.base import Message, Metric, RunId
-from bert_train_parallel.sweeps.messages.runs import DatasetSnapshotResult
+from bert_train_parallel.sweeps.messages.base import Message, Metric, RunId, State
+from bert_train_parallel.sweeps.messages.runs import BertFineTuneRequest, DatasetSnapshotResult
 from bert_train_parallel.sweeps.messages.sweep import HistoryReference, SweepRequest, SweepResult, TrialResult
 from bert_train_parallel.sweeps.space import SweepSpace
 
@@ -71,12 +71,21 @@ class ExportRequest(Message):
     snapshot: DatasetSnapshotResult | None = None
 
 
+class AccountRequest(Message):
+    """A trial that ended without its activity's telling how, and what there is to say of it."""
+
+    trial: BertFineTuneRequest
+    state: State
+    error: str
+
+
 class HoldRequest(Message):
     """GPUs of one node to be held for a launch on several."""
 
     run_id: RunId
     gpus: int = Field(ge=1)
     use_gpu: bool = True
+    dataset_snapshot: DatasetSnapshotResult | None = None  # which the node's folder is to have
 
 
 class Fleet(Message):

@@ -193,6 +193,7 @@ class LadderSweepWorkflow(Sweep):
             beside = Board(request.model_copy(update={"ladder": None, "so_far": own.randoms}), "random")
         else:
             beside = Board(request.model_copy(update={"experiment_id": f"{request.experiment_id}-random", "ladder": None}))
+        beside.waiting_is_free = self.own.waiting_is_free
         if is_paid_for and own.randoms is None:
             beside.update(spent_s=own.spent_s, budget_gpu_hours=own.budget_gpu_hours, paused=own.paused)
             self.to_stop.clear()  # numbers begin again

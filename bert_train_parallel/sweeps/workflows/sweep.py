@@ -20,6 +20,7 @@ with workflow.unsafe.imports_passed_through():
     from bert_train_parallel.sweeps.board import Planned
     from bert_train_parallel.sweeps.controls import Controls, clock
     from bert_train_parallel.sweeps.draw import Values, draw_random, draws, why_no_more
+    from bert_train_parallel.sweeps.outcomes import STOPPED
     from bert_train_parallel.sweeps.workflows.failures import MISTAKES, first_words, results_of
 
 
@@ -29,6 +30,7 @@ class Sweep(Controls):
     async def begin(self) -> None:
         """See that there is a snapshot of the data."""
         request = self.board.request
+        self.board.waiting_is_free = workflow.patched("waiting-costs-nothing")
         if self.board.state.snapshot is None:
             snapshot = await training.snapshot_of(
                 request.base.dataset_snapshot, training.snapshot_request(request.base.fine_tune_config, request.experiment_id)
@@ -58,6 +60,7 @@ class Sweep(Controls):
             rung=trial.rung,
             metric=request.metric,
             launch=request.launch,
+            signal_start=self.board.waiting_is_free,
         )
 
     def whole(self, found: m.TrialResult) -> m.TrialResult:
@@ -82,14 +85,17 @@ class Sweep(Controls):
             if not training_task.done():
                 training_task.cancel()
         result = m.TrialResult(number=trial.number, rung=trial.rung, run_id=board.run_id(trial), values=trial.values, state="stopped")
+        result = result.model_copy(update={"error": STOPPED})
         try:
             result = trial_result(trial, await training_task)
         except asyncio.CancelledError:
             if trial.number not in self.to_stop:
                 raise  # the sweep itself is cancelled
+            result = await self._accounted(trial, rung, result)
         except ActivityError as error:
             if not is_cancelled_exception(error):
                 result = result.model_copy(update={"state": "failed", "error": first_words(error)})
+            result = await self._accounted(trial, rung, result)
         except ValidationError as error:  # what was drawn does not go together with a setting of base
             result = result.model_copy(update={"state": "failed", "error": m.first_problem(error)})
         except MISTAKES as error:  # of ours: a trial that never ended would be waited for
@@ -97,6 +103,16 @@ class Sweep(Controls):
             result = result.model_copy(update={"state": "failed", "error": f"{type(error).__name__}: {error}"})
         board.end(result)
         return result
+
+    async def _accounted(self, trial: Planned, rung: rungs.Rung | None, result: m.TrialResult) -> m.TrialResult:
+        """The result of a trial that no activity told of, with what its attempts cost; as it is where that cannot be known."""
+        if not workflow.patched("attempts-are-accounted-for"):
+            return result
+        request = m.AccountRequest(trial=self.request_of(trial, rung), state=result.state, error=result.error)
+        try:
+            return trial_result(trial, await training.account_for(request))
+        except ActivityError:
+            return result
 
     async def _train(self, trial: Planned, rung: rungs.Rung | None) -> m.BertFineTuneResult:
         return await training.train(self.request_of(trial, rung), bool(self.board.state.on_gpus))
