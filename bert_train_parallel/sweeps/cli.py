@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bert_train_parallel.command_line import Parser, whole_number
-from bert_train_parallel.errors import BadRun, BadSetting, MissingPackage, Unreachable, run_command
+from bert_train_parallel.errors import BadRun, BadSetting, BertTrainParallelError, MissingPackage, Unreachable, run_command
 from bert_train_parallel.processes import end_with
 
 if TYPE_CHECKING:
@@ -296,41 +296,48 @@ def _with_client(arguments: argparse.Namespace, body: Callable[[Client], Awaitab
     Raises:
         Unreachable: no server answers; the sentence says how to start one.
     """
-    from bert_train_parallel.sweeps.server import EmbeddedServer, answers, connect, connect_when_ready, is_configured, read_address
+    from bert_train_parallel.sweeps.server import ADDRESS, EmbeddedServer, answers, connect, connect_when_ready, is_configured, read_address
+
+    address = arguments.address
+    has_own = (arguments.output_dir / ADDRESS).is_file()  # or that of the folder from which this one was copied
 
     async def call() -> Any:
         found = read_address(arguments.output_dir)
-        is_other = found and arguments.address and found.grpc != arguments.address
-        if is_other or (found and not arguments.address and is_configured() and not starts_server and not answers(found)):
+        if found and address and found.grpc != address:
             found = None
-        if starts_server and found:
+        if starts_server and (found or (has_own and not address)):
             server = EmbeddedServer(arguments.output_dir.resolve())
             try:
                 return await body(await connect_when_ready(server))
             finally:
                 server.stop()
+        if found and (address or answers(found)):
+            return await body(await connect(found.grpc, arguments.namespace or "default", True))
+        is_elsewhere = address or is_configured()
+        if has_own and not is_elsewhere:
+            raise _down(arguments)
         try:
-            if found:
-                client = await connect(found.grpc, arguments.namespace or "default", True)
-            else:
-                client = await connect(arguments.address, arguments.namespace)
-        except Unreachable:
-            if not found and not arguments.address and not is_configured():
-                raise Unreachable(
-                    f"{arguments.output_dir} has no server: no sweep was run there. bert_sweep run FILE runs one; --output_dir names "
-                    "another folder, --address another server, and bert_sweep server starts one alone."
-                ) from None
-            if not found:
-                raise
-            if getattr(arguments, "id", None) and not (arguments.output_dir / arguments.id / "request.json").is_file():
-                raise BadRun(f"There is no sweep {arguments.id} in {arguments.output_dir}. bert_sweep status lists them.") from None
-            raise Unreachable(
-                f"The server of {arguments.output_dir} does not run. "
-                "bert_sweep run FILE goes on with a sweep; bert_sweep server runs it alone."
-            ) from None
+            client = await connect(address, arguments.namespace)
+        except Unreachable as error:
+            raise error if is_elsewhere else _down(arguments) from None
         return await body(client)
 
     return asyncio.run(call())
+
+
+def _down(arguments: argparse.Namespace) -> BertTrainParallelError:
+    """Why a folder without a server that runs cannot answer, and what to type."""
+    from bert_train_parallel.sweeps.server import ADDRESS
+
+    folder = arguments.output_dir
+    if not (folder / ADDRESS).is_file():
+        return Unreachable(
+            f"{folder} has no server: no sweep was run there. bert_sweep run FILE runs one; --output_dir names "
+            "another folder, --address another server, and bert_sweep server starts one alone."
+        )
+    if getattr(arguments, "id", None) and not (folder / arguments.id / "request.json").is_file():
+        return BadRun(f"There is no sweep {arguments.id} in {folder}. bert_sweep status lists them.")
+    return Unreachable(f"The server of {folder} does not run. bert_sweep run FILE goes on with a sweep; bert_sweep server runs it alone.")
 
 
 def _name(text: str) -> str:

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -19,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bert_train_parallel import processes
-from bert_train_parallel.errors import BadSetting, MissingPackage, Unreachable, not_writable
+from bert_train_parallel.errors import BadRun, BadSetting, LaunchFailed, MissingPackage, Unreachable, not_writable
+from bert_train_parallel.launching import network
 from bert_train_parallel.launching.ports import free_port
 from bert_train_parallel.run_files import write_json
 
@@ -27,7 +29,11 @@ if TYPE_CHECKING:
     from temporalio.client import Client
 
 LOOPBACK = "127.0.0.1"
+ADDRESS = "server.json"
 _READY_S = 60.0
+_AT_ONCE_S = 5.0  # a server that ends sooner than this after its start has a fault that another start does not mend
+_MOST_STARTS = 5
+_DAMAGED = ("file is not a database", "database disk image is malformed")  # as SQLite says it
 _KEPT_S = 10 * 365 * 24 * 3600
 # The server reads its timers a second ahead, and one that is set within that second, as that of a retry is, waits for its end.
 _SETTINGS = ('history.timerProcessorMaxTimeShift="50ms"',)
@@ -40,6 +46,12 @@ class Address:
 
     grpc: str
     page: str = ""
+    folder: str = ""  # whose server it is, as the machine `host` reaches it; empty: an earlier version did not tell
+    host: str = ""
+
+    @property
+    def is_for_this_machine(self) -> bool:
+        return self.grpc.startswith(f"{LOOPBACK}:")
 
 
 def find_cli() -> str:
@@ -66,11 +78,19 @@ class EmbeddedServer:
     """A child of this process that dies with it; another process that wants the same folder uses this one."""
 
     def __init__(self, folder: Path, ip: str = LOOPBACK) -> None:
-        """`ip` is how others reach this machine; loopback: they do not."""
+        """
+        Args:
+            ip: how others reach this machine; loopback: they do not.
+        Raises:
+            BadSetting: it is no address of this machine.
+            Unreachable: it is a name that nobody knows.
+        """
         self._folder = folder
-        self._ip = ip
+        self._host = _host_of(ip)
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = -1
+        self._started = 0.0
+        self._quick_ends = 0
 
     @property
     def is_ours(self) -> bool:
@@ -82,10 +102,13 @@ class EmbeddedServer:
         Raises:
             MissingPackage: the program is not installed.
             NotWritable: the folder cannot be written.
+            BadRun: its history is damaged.
+            LaunchFailed: it ends as soon as it is started.
         """
         if not self.is_ours and not self._try_lock():
             return self._read() or Address("")
         if self._process is None or self._process.poll() is not None:
+            self._see_that_it_stays_up()
             self._start()
         found = self._read()
         assert found is not None
@@ -105,15 +128,36 @@ class EmbeddedServer:
         self._lock = lock
         return True
 
+    def _see_that_it_stays_up(self) -> None:
+        """Raises, after some starts, with the reason for which the server ended at once each time."""
+        if self._process is None or time.monotonic() - self._started > _AT_ONCE_S:
+            self._quick_ends = 0
+            return
+        self._quick_ends += 1
+        if self._quick_ends < _MOST_STARTS:
+            return
+        log = self._folder / "server.log"
+        reason = (log.read_text(encoding="utf-8", errors="replace").splitlines() or ["it says nothing"])[-1]
+        if any(words in reason for words in _DAMAGED):
+            raise BadRun(
+                f"{self._database(find_cli())}, the history of this folder's sweeps, is damaged. Put a copy of it back; or move it away "
+                "and run the sweep again: trials that have ended are not trained anew."
+            )
+        raise LaunchFailed(f"the server of {self._folder} ends as soon as it is started: {reason}; see {log}", 1)
+
+    def _database(self, cli: str) -> Path:
+        return self._folder / f"temporal-{cli_version(cli)}.db"
+
     def _start(self) -> None:
+        self._started = time.monotonic()
         cli = find_cli()
         earlier = self._read()
         # the same port as before, where it is free, so that others who use this server find it again
-        port = int(earlier.grpc.rpartition(":")[2]) if earlier and _is_free(earlier.grpc) else free_port()
-        page = int(earlier.page.rpartition(":")[2]) if earlier and _is_free(earlier.page) else free_port()
-        database = self._folder / f"temporal-{cli_version(cli)}.db"
+        port = _free_again(earlier.grpc if earlier else "")
+        page = _free_again(earlier.page if earlier else "")
+        database = self._database(cli)
         # with one address that is not loopback, the server's own parts do not find each other: then it is all of them
-        bound = self._ip if self._ip == LOOPBACK else "0.0.0.0"
+        bound = LOOPBACK if self._host == LOOPBACK else "0.0.0.0"
         command = [cli, "server", "start-dev", "--ip", bound, "--ui-ip", bound, "--port", str(port), "--ui-port", str(page)]
         command += ["--db-filename", str(database), "--log-level", "error"]
         command += [word for setting in _SETTINGS for word in ("--dynamic-config-value", setting)]
@@ -127,7 +171,8 @@ class EmbeddedServer:
                 stdout=log.fileno(),
                 stderr=log.fileno(),
             )
-        write_json(self._folder / "server.json", asdict(Address(f"{self._ip}:{port}", f"http://{self._ip}:{page}")))
+        whose = str(self._folder.resolve()), socket.gethostname()
+        write_json(self._folder / ADDRESS, asdict(Address(f"{self._host}:{port}", f"http://{self._host}:{page}", *whose)))
 
     def _read(self) -> Address | None:
         return read_address(self._folder)
@@ -147,23 +192,66 @@ class EmbeddedServer:
             self._lock = -1
 
 
+def _host_of(ip: str) -> str:
+    """How this machine is named in an address: by loopback, where `ip` means this machine alone; IPv6 in brackets.
+
+    >>> _host_of("localhost"), _host_of("::1"), _host_of("127.0.0.2")
+    ('127.0.0.1', '127.0.0.1', '127.0.0.1')
+
+    Raises:
+        BadSetting: it is no address of this machine.
+        Unreachable: it is a name that nobody knows.
+    """
+    found = network.resolve(ip, "--ip")
+    if all(map(network.is_loopback, found)):
+        return LOOPBACK
+    if not any(map(network.is_own, found)):
+        own = [address for address in network.own_addresses() if not network.is_loopback(address)]
+        raise BadSetting(
+            f"--ip {ip} is no address of this machine, which has {', '.join(own) or 'none but loopback'}. Give one of its own."
+        )
+    return f"[{network.plain(ip)}]" if ":" in ip else ip
+
+
 def read_address(folder: Path) -> Address | None:
-    """The server of a folder, as it was last started; it may be down."""
+    """The server of a folder, as it was last started; it may be down. None where there was none, or it is another folder's."""
     try:
-        return Address(**json.loads((folder / "server.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        found = Address(**json.loads((folder / ADDRESS).read_text(encoding="utf-8")))
+        return found if _port_of(found.grpc) and _port_of(found.page) and not _is_of_another(found, folder) else None
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
 
 
-def _is_free(address: str) -> bool:
-    import socket
+def _is_of_another(found: Address, folder: Path) -> bool:
+    """Whether the file came with a copy of the folder that the server is for.
 
-    host, _, port = address.removeprefix("http://").rpartition(":")
-    try:
-        socket.create_server((host, int(port))).close()
-    except (OSError, ValueError):
-        return False
-    return True
+    A name on another machine says nothing: there, the same folder may be called otherwise.
+    """
+    whose = Path(found.folder)
+    return found.host == socket.gethostname() and bool(found.folder) and whose.exists() and not whose.samefile(folder)
+
+
+def _port_of(address: str) -> int:
+    """
+    Raises:
+        ValueError: there is none.
+
+    >>> _port_of("http://[fd00::2]:7233")
+    7233
+    """
+    port = int(address.rpartition(":")[2])
+    if not 0 < port < 65536:
+        raise ValueError(f"{port} is no port")
+    return port
+
+
+def _free_again(address: str) -> int:
+    """The port of an earlier address, where nothing listens on it now; else another one."""
+    if address:
+        with contextlib.suppress(OSError):
+            socket.create_server(("", _port_of(address))).close()
+            return _port_of(address)
+    return free_port()
 
 
 async def connect(address: str | None = None, namespace: str | None = None, is_embedded: bool = False) -> Client:
@@ -184,14 +272,34 @@ async def connect(address: str | None = None, namespace: str | None = None, is_e
     config = {} if is_embedded else configured()
     config |= {"target_host": address} if address else {}
     config |= {"namespace": namespace} if namespace else {}
-    config.setdefault("target_host", "localhost:7233")
+    target = config.setdefault("target_host", "localhost:7233")
+    if "://" in target:
+        raise BadSetting(f"{target}: a Temporal server is named HOST:PORT. For TLS, set TEMPORAL_TLS=true.")
     try:
-        return await Client.connect(**config, data_converter=pydantic_data_converter, runtime=_quiet_runtime())
+        client = await Client.connect(**config, data_converter=pydantic_data_converter, runtime=_quiet_runtime())
     except (RuntimeError, ValueError) as error:
         raise Unreachable(
-            f"No Temporal server answers at {config['target_host']}: {_reason(str(error))}. "
+            f"No Temporal server answers at {target}: {_reason(str(error))}. "
             "Start one with bert_sweep server, or name another with --address."
         ) from None
+    await _check_namespace(client, target)
+    return client
+
+
+async def _check_namespace(client: Client, target: str) -> None:
+    """Raises BadSetting where the server has no such namespace, which else reads as if it had no such sweep."""
+    from temporalio.api.workflowservice.v1 import DescribeNamespaceRequest
+    from temporalio.service import RPCError, RPCStatusCode
+
+    if client.namespace == "default":
+        return
+    try:
+        await client.workflow_service.describe_namespace(DescribeNamespaceRequest(namespace=client.namespace))
+    except RPCError as error:  # who may not ask, may yet use it
+        if error.status == RPCStatusCode.NOT_FOUND:
+            raise BadSetting(
+                f"The Temporal server at {target} has no namespace {client.namespace}. Name another with --namespace."
+            ) from None
 
 
 def configured() -> dict[str, Any]:
@@ -202,17 +310,22 @@ def configured() -> dict[str, Any]:
     """
     from temporalio.envconfig import ClientConfig
 
+    named = os.environ.get("TEMPORAL_CONFIG_FILE")
+    if named and not Path(named).is_file():
+        raise BadSetting(f"TEMPORAL_CONFIG_FILE {named}: there is no such file. Correct it, or unset it.")
     try:
         return dict(ClientConfig.load_client_connect_config())
     except (RuntimeError, ValueError, OSError) as error:  # its own part, which is not Python, raises RuntimeError
-        raise BadSetting(f"{_unread(error, os.environ)}. Correct it, or unset it.") from None
+        raise BadSetting(f"{_unread(error, os.environ)}.") from None
 
 
 def _unread(error: Exception, environment: Mapping[str, str]) -> str:
-    """Which of Temporal's variables cannot be used, and why.
+    """Which of Temporal's variables cannot be used, or that its configuration file cannot, and why.
 
     >>> _unread(RuntimeError("Profile 'mine' not found"), {"TEMPORAL_PROFILE": "mine"})
-    "TEMPORAL_PROFILE mine: Profile 'mine' not found"
+    "TEMPORAL_PROFILE mine: Profile 'mine' not found. Correct it, or unset it"
+    >>> _unread(RuntimeError("TOML parse error at line 1"), {})
+    "Temporal's configuration file temporalio/temporal.toml, in your folder of settings: TOML parse error at line 1. Correct it"
     """
     file = error.filename if isinstance(error, OSError) else None
     named = [name for name in sorted(environment) if name.startswith("TEMPORAL_") and (name in str(error) or environment[name] == file)]
@@ -220,7 +333,9 @@ def _unread(error: Exception, environment: Mapping[str, str]) -> str:
     value = f" {environment[name]}" if name in environment and name.endswith(("_PATH", "_FILE", "_PROFILE")) else ""  # others are secrets
     lines = [line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()]
     words = error.strerror if isinstance(error, OSError) else ": ".join(dict.fromkeys((lines[0], lines[-1])))
-    return f"{name}{value}: {words}"
+    if name == "TEMPORAL_CONFIG_FILE" and name not in environment:
+        return f"Temporal's configuration file temporalio/temporal.toml, in your folder of settings: {words}. Correct it"
+    return f"{name}{value}: {words}. Correct it, or unset it"
 
 
 def _reason(said: str) -> str:
@@ -230,7 +345,11 @@ def _reason(said: str) -> str:
     'connection refused'
     >>> _reason("Invalid target URL: relative URL without a base.")
     'Invalid target URL: relative URL without a base'
+    >>> _reason("Error(Transport, ConnectError(Custom { kind: InvalidData, error: InvalidMessage(InvalidContentType) }))")
+    'it does not speak TLS, which TEMPORAL_TLS, TEMPORAL_API_KEY or the configuration file asks for'
     """
+    if "InvalidContentType" in said:
+        return "it does not speak TLS, which TEMPORAL_TLS, TEMPORAL_API_KEY or the configuration file asks for"
     quoted = re.search(r'(?:message|error): "([^"]+)"', said)
     return quoted[1][0].lower() + quoted[1][1:] if quoted else (said.splitlines() or ["no reason given"])[0].rstrip(".")
 
@@ -283,19 +402,17 @@ async def _keep_histories(client: Client) -> None:
 
 def answers(address: Address) -> bool:
     """Whether something listens at a folder's address."""
-    import socket
-
-    host, _, port = address.grpc.rpartition(":")
+    host = address.grpc.rpartition(":")[0]
     try:
-        socket.create_connection((host, int(port)), timeout=1).close()
+        socket.create_connection((network.plain(host), _port_of(address.grpc)), timeout=1).close()
     except (OSError, ValueError):
         return False
     return True
 
 
 def is_configured() -> bool:
-    """Whether Temporal's own environment names a server."""
-    return any(os.environ.get(name) for name in ("TEMPORAL_ADDRESS", "TEMPORAL_CONFIG_FILE", "TEMPORAL_PROFILE"))
+    """Whether Temporal's own environment or configuration file names a server; raises as `configured` does."""
+    return "target_host" in configured()
 
 
 async def serve(folder: Path, ip: str = LOOPBACK) -> int:
@@ -306,7 +423,8 @@ async def serve(folder: Path, ip: str = LOOPBACK) -> int:
             reaches it can start trainings, and read what they find.
 
     Raises:
-        Unreachable: another process runs it already.
+        Unreachable: another process runs it already, or `ip` is a name that nobody knows.
+        BadSetting: `ip` is no address of this machine.
     """
     server = EmbeddedServer(folder, ip)
     address = server.keep_up()
@@ -314,7 +432,8 @@ async def serve(folder: Path, ip: str = LOOPBACK) -> int:
         raise Unreachable(f"The server of {folder} runs already, at {address.grpc}.")
     try:
         await connect_when_ready(server)
-        print(f"Temporal's server for {folder} answers at {address.grpc}; its page: {address.page}", flush=True)
+        whom = " (this machine alone reaches it: --ip)" if address.is_for_this_machine else ""
+        print(f"Temporal's server for {folder} answers at {address.grpc}; its page: {address.page}{whom}", flush=True)
         while True:
             server.keep_up()
             await asyncio.sleep(1)

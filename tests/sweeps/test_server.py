@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
+import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from bert_train_parallel import processes
+from bert_train_parallel.errors import BadRun
 from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps import run
 from bert_train_parallel.sweeps.cli import main
@@ -81,6 +88,94 @@ def test_what_cannot_be_read_of_temporals_environment_is_one_line_that_names_the
     assert said.count("\n") == 1
     assert f"{name} {value}: " in said
     assert "secret" not in said
+
+
+def test_temporals_configuration_file_at_its_usual_place_counts_where_the_folders_server_is_down(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, place in (("HOME", tmp_path), ("XDG_CONFIG_HOME", tmp_path / ".config")):
+        monkeypatch.setenv(name, str(place))
+    file = tmp_path / (".config" if sys.platform != "darwin" else "Library/Application Support") / "temporalio" / "temporal.toml"
+    file.parent.mkdir(parents=True)
+    file.write_text('[profile.default]\naddress = "127.0.0.1:9"\n')
+    (tmp_path / "server.json").write_text(json.dumps({"grpc": "127.0.0.1:8", "page": "http://127.0.0.1:8"}))
+    assert main(["pause", "mine", "--output_dir", str(tmp_path)]) == 2
+    assert "No Temporal server answers at 127.0.0.1:9" in capsys.readouterr().err
+    file.write_text("this is [not toml")
+    assert main(["pause", "mine", "--output_dir", str(tmp_path)]) == 2
+    assert "Temporal's configuration file temporalio/temporal.toml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"TEMPORAL_TLS": "true"}, "it does not speak TLS, which TEMPORAL_TLS"),
+        ({"TEMPORAL_NAMESPACE": "nowhere"}, "has no namespace nowhere. Name another with --namespace."),
+        ({"TEMPORAL_ADDRESS": "http://127.0.0.1:9"}, "http://127.0.0.1:9: a Temporal server is named HOST:PORT"),
+        ({"TEMPORAL_CONFIG_FILE": "gone.toml"}, "TEMPORAL_CONFIG_FILE gone.toml: there is no such file"),
+    ],
+)
+def test_a_server_that_is_asked_in_another_way_than_it_answers_is_one_line(
+    environment: dict[str, str],
+    words: str,
+    server: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in ({"TEMPORAL_ADDRESS": server} | environment).items():
+        monkeypatch.setenv(name, value)
+    assert main(["status", "mine", "--output_dir", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("ip", ["localhost", "127.0.0.2", "::1"])
+def test_a_server_for_this_machine_alone_listens_on_loopback_alone(ip: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+    monkeypatch.setattr(processes, "start", lambda command, **_: commands.append(command))
+    found = EmbeddedServer(tmp_path, ip).keep_up()
+    (command,) = commands
+    assert command[command.index("--ip") + 1] == command[command.index("--ui-ip") + 1] == "127.0.0.1"
+    assert found.grpc.startswith("127.0.0.1:")
+
+
+@pytest.mark.parametrize("ip", ["192.0.2.77", "0.0.0.0", "nosuch.invalid", "2001:db8::7"])
+def test_an_address_that_this_machine_has_not_is_refused_at_once(ip: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["server", "--ip", ip, "--output_dir", str(tmp_path)]) == 2
+    assert re.search(f"--ip {ip} is no address of this machine|'{ip}' has no address|name server does not answer", capsys.readouterr().err)
+
+
+def test_a_copied_folder_does_not_speak_to_the_server_of_the_original(
+    embedded: EmbeddedServer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ADDRESS", "NAMESPACE", "TLS", "API_KEY"):
+        monkeypatch.delenv(f"TEMPORAL_{name}")
+    asyncio.run(connect_when_ready(embedded))
+    shutil.copytree(tmp_path / "out", tmp_path / "copy")
+    (tmp_path / "link").symlink_to("out")
+    assert read_address(tmp_path / "link") == read_address(tmp_path / "out") != read_address(tmp_path / "copy") is None
+    (tmp_path / "copy" / "mine").mkdir()
+    (tmp_path / "copy" / "mine" / "request.json").touch()
+    assert main(["pause", "mine", "--output_dir", str(tmp_path / "copy")]) == 2
+    assert f"The server of {tmp_path / 'copy'} does not run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["5", "{}", '{"grpc": 5}', '{"grpc": "127.0.0.1:99999", "page": "http://127.0.0.1:1"}', '{"grpc": "a'])
+def test_a_damaged_address_is_none(content: str, tmp_path: Path) -> None:
+    (tmp_path / "server.json").write_text(content)
+    assert read_address(tmp_path) is None
+
+
+def test_a_damaged_history_is_told_as_soon_as_the_server_has_ended_a_few_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ends(*_: Any, stdout: int, **__: Any) -> Any:
+        os.write(stdout, b"Error: unable to create SQLite admin DB: file is not a database (26)\n")
+        return SimpleNamespace(poll=lambda: 1)
+
+    monkeypatch.setattr(processes, "start", ends)
+    with pytest.raises(BadRun, match=r"temporal-[\d.]+\.db, the history of this folder's sweeps, is damaged"):
+        asyncio.run(connect_when_ready(EmbeddedServer(tmp_path)))
 
 
 def test_a_second_sweep_is_told_that_it_shares_its_cores(embedded: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
