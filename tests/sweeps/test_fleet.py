@@ -39,17 +39,18 @@ class Workers:
         self.folder = place / "shared"
         self.folder.mkdir()
 
-    def start(self, host: str, gpus: int, *queues: str) -> None:
+    def start(self, host: str, gpus: int, *queues: str, folder: Path | None = None) -> subprocess.Popen[bytes]:
         own = self._place / host
         own.mkdir()
         seen = [{"uuid": f"GPU-{host}-{number}", "bus": f"00000000:0{number}:00.0", "used": 0, "busy": 0} for number in range(gpus)]
         command = [sys.executable, str(Path(__file__).with_name("pretend_worker.py")), "worker", "--host", host, "--address", self._address]
-        command += ["--namespace", self._namespace, "--output_dir", str(self.folder)]
+        command += ["--namespace", self._namespace, "--output_dir", str(folder or self.folder)]
         command += [word for queue in queues or ("node",) for word in ("--queue", queue)]
         with open(own / "log", "wb") as log:
             environment = {**os.environ, **fake_nvml.install(own, seen)}
             environment["PYTHONPATH"] += os.pathsep + os.environ.get("PYTHONPATH", "")
             self._processes.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+        return self._processes[-1]
 
     def end(self) -> None:
         for process in self._processes:
@@ -154,6 +155,53 @@ def test_a_node_that_has_too_few_gpus_for_what_it_was_given_spends_no_attempt_an
         asyncio.run(ActivityEnvironment().run(Activities(folder).fine_tune_bert, asked))
     assert (error.value.type, error.value.non_retryable) == ("TooFewGpus", False)
     assert lease.attempts(folder.run("mine")) == []
+
+
+def test_a_node_with_another_folder_burns_no_trial_and_is_named_until_a_good_one_comes(workers: Workers, server: str, ask: Ask) -> None:
+    async def go() -> m.SweepResult:
+        client = await connect(server, workers._namespace)
+        await run.start(client, ask(launch={"grace_s": 1}))
+        workers.start("alpha", 0, "node", folder=workers.folder.parent / "elsewhere")
+        workers.start("gamma", 0, "eval")
+        await seen(workers, server, "runs no trial of this sweep: ")
+        await seen(workers, server, "waiting for a node with the sweep's folder")
+        workers.start("beta", 0)
+        result: m.SweepResult = await watching.sweep_handle(client, "mine").result()
+        return result
+
+    result = asyncio.run(asyncio.wait_for(go(), 200))
+    assert result.states == {"finished": 3}
+    for number in range(3):
+        (attempt,) = lease.attempts(workers.folder / "bert_runs" / f"mine-t{number:04d}")
+        assert attempt.worker.startswith("beta/")
+    assert "runs no trial of this sweep" in (workers.folder.parent / "alpha" / "log").read_text()
+
+
+def test_a_worker_that_is_asked_to_end_asks_its_trials_at_once_and_they_go_on_elsewhere(
+    workers: Workers, server: str, ask: Ask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRETEND_STEPS", "60")
+    monkeypatch.setenv("PRETEND_STEP_S", "0.1")  # 6 s in all: a worker that let it finish would finish it
+    trial = workers.folder / "bert_runs" / "mine-t0000"
+
+    async def go() -> m.SweepResult:
+        client = await connect(server, workers._namespace)
+        await run.start(client, ask(launch={"grace_s": 1}, num_trials=1))
+        workers.start("gamma", 0, "eval")
+        alpha = workers.start("alpha", 0, "node")
+        while not any(attempt.last_step > 2 for attempt in lease.attempts(trial)):
+            await asyncio.sleep(0.1)
+        alpha.terminate()
+        assert await asyncio.to_thread(alpha.wait, 30) == 0
+        workers.start("beta", 0)
+        result: m.SweepResult = await watching.sweep_handle(client, "mine").result()
+        return result
+
+    result = asyncio.run(asyncio.wait_for(go(), 200))
+    assert result.states == {"finished": 1}
+    first, second = lease.attempts(trial)
+    assert (first.outcome, second.outcome, second.worker.split("/")[0]) == ("cancelled", "finished", "beta")
+    assert second.first_step >= first.saved_step > 0
 
 
 def test_run_says_at_once_that_this_machine_has_too_few_gpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

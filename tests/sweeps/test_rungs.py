@@ -67,6 +67,17 @@ def test_failed_attempts_and_trials_under_way_are_in_the_spending() -> None:
     assert "budget" in board.why_over(900)
 
 
+def test_a_trial_that_waits_for_a_node_spends_nothing() -> None:
+    board = Board(sweep(budget_gpu_hours=1.0))
+    board.waiting_is_free = True
+    board.begin(Planned(0, {}), now=0.0)
+    assert (board.spending(7200).running, board.may_begin(7200), board.look_again_after(7200)) == (0, True, None)
+    board.costs("mine-t0000", 7200)
+    board.costs("mine-t0000", 7500)  # another attempt
+    assert board.spending(9000).running == 1800
+    assert board.look_again_after(9000) == pytest.approx(1800)
+
+
 def test_the_leaderboard_puts_a_later_rung_first_and_equal_scores_by_number() -> None:
     board = Board(sweep())
     for number, rung, score in [(3, 0, 0.9), (1, 0, 0.9), (1, 1, 0.5), (2, 0, None)]:

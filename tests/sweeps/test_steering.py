@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 
 import pytest
 from temporalio.client import WorkflowUpdateFailedError
+from temporalio.exceptions import ApplicationError
 
-from bert_train_parallel.sweeps import board
+from bert_train_parallel.sweeps import board, history
 from bert_train_parallel.sweeps import messages as m
 
 from .simulated import Simulated, run_sweep, sweep, until
@@ -84,6 +86,41 @@ def test_one_trial_can_be_stopped_and_the_others_go_on(server: str, simulated: S
     result = run_sweep(server, simulated, sweep(num_trials=4, max_concurrency=2), story)
     assert result.states == {"finished": 3, "stopped": 1}
     assert result.gpu_hours == pytest.approx((3 * 60 + 30) / 3600)
+
+
+def test_a_trial_that_ends_while_no_worker_has_it_keeps_what_its_attempts_cost(server: str, simulated: Simulated) -> None:
+    async def answers(request: m.BertFineTuneRequest) -> m.BertFineTuneResult | None:
+        if request.run_id == "mine-t0001":
+            raise ApplicationError("its node is gone", next_retry_delay=timedelta(hours=1))
+        if request.run_id == "mine-t0002":
+            raise ApplicationError("it cannot be", non_retryable=True)
+        return None
+
+    simulated.answers = answers
+
+    async def story(handle: Any) -> None:
+        await until(lambda: len(simulated.asked) >= 4)
+        await handle.execute_update("stop_trial", 1)
+
+    run_sweep(server, simulated, sweep(num_trials=4, max_concurrency=2), story)
+    (found,) = simulated.exported
+    assert found.result.states == {"finished": 2, "stopped": 1, "failed": 1}
+    assert found.result.gpu_hours == pytest.approx((2 * 60 + 2 * 30) / 3600)
+    ended = {trial.number: trial for trial in history.read_history(found.result.history, simulated.folder)}
+    assert [(ended[number].state, ended[number].error, ended[number].steps, ended[number].host) for number in (1, 2)] == [
+        ("stopped", "stopped by a person", 5, "alpha"),
+        ("failed", "it cannot be", 5, "alpha"),
+    ]
+
+
+def test_tpe_says_how_many_trials_its_knowledge_allows_at_a_time(server: str, simulated: Simulated) -> None:
+    simulated.seconds = 0.1
+
+    async def story(handle: Any) -> None:
+        assert await handle.execute_update("set_concurrency", 2) == "2 trials at a time"
+        assert (await handle.execute_update("set_concurrency", 6)).startswith("6 trials at a time; at most 2, twice the max_concurrency")
+
+    run_sweep(server, simulated, sweep(num_trials=3, max_concurrency=1, sampler="tpe"), story)
 
 
 def test_a_sweep_that_is_stopped_says_what_it_found(server: str, simulated: Simulated) -> None:

@@ -513,6 +513,30 @@ def test_an_activity_calls_its_core_once_tells_heartbeats_and_hears_a_cancel(
     assert not alive()
 
 
+def test_a_workflow_that_asks_for_it_is_told_when_a_training_begins(
+    folder: SharedFolder, ask: Callable[..., m.BertFineTuneRequest], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PRETEND_STEP_S", "0.1")
+    signals: list[tuple[str, str]] = []
+
+    class Told:
+        """Stands in for a client and for its handle of a workflow; the first signal is lost."""
+
+        def get_workflow_handle(self, workflow_id: str) -> Told:
+            return self
+
+        async def signal(self, name: str, content: str) -> None:
+            signals.append((name, content))
+            if len(signals) == 1:
+                raise ConnectionError
+
+    activities = Activities(folder, client=Told())  # type: ignore[arg-type]
+    asyncio.run(ActivityEnvironment().run(activities.fine_tune_bert, ask(signal_start=True)))
+    assert signals == [("trial_began", "mine")] * 2
+    asyncio.run(ActivityEnvironment().run(activities.fine_tune_bert, ask("other", learning_rate=0.2)))
+    assert len(signals) == 2
+
+
 def test_gpus_are_passed_on_to_the_launcher_with_their_locks(tmp_path: Path) -> None:
     from bert_train_parallel import gpus
     from bert_train_parallel.sweeps.reservations import launch_environment

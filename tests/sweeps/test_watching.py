@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from temporalio import activity
+from temporalio.exceptions import ApplicationError
 
-from bert_train_parallel.sweeps import board, watching
+from bert_train_parallel.sweeps import board, views, watching
 from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps.results import as_csv, leaderboard_rows
 from bert_train_parallel.sweeps.run import show, start
@@ -52,6 +55,40 @@ def test_the_end_says_why_some_trials_have_no_score(tmp_path: Path, capsys: pyte
     (place / "RESULT.json").write_text(json.dumps({"request": sweep().model_dump(mode="json"), "result": result.model_dump(mode="json")}))
     assert show(result, sweep(), tmp_path) == 0
     assert capsys.readouterr().out.endswith("without a score: 2 trials\n  2 oom: No room.\n")
+
+
+def test_a_trial_whose_worker_is_lost_is_shown_as_such_with_what_it_waits_for(server: str, simulated: Simulated) -> None:
+    async def is_lost(asked: m.BertFineTuneRequest) -> m.BertFineTuneResult | None:
+        then = time.time() - 40
+        activity.heartbeat(
+            m.TrialProgress(
+                run_id=asked.run_id,
+                phase="training",
+                host="alpha",
+                worker="alpha/1",
+                attempt=1,
+                step=3,
+                steps=9,
+                gpu_seconds=7200,
+                time=then,
+            )
+        )
+        raise ApplicationError("lost", next_retry_delay=timedelta(hours=1))
+
+    simulated.answers = is_lost
+
+    async def go() -> str:
+        async with served(server, simulated) as client:
+            await start(client, sweep(experiment_id="lost", num_trials=1))
+            while not (found := await watching.look(client, "lost")).lost:
+                await asyncio.sleep(0.05)
+            await watching.sweep_handle(client, "lost").terminate()
+            return "\n".join(views.lines_of(found, 400))
+
+    shown = asyncio.run(asyncio.wait_for(go(), 60))
+    assert "] 3/9  lost its worker 40 s ago" in shown
+    assert ", 2 GPU-hours; as of" in shown  # what its attempts have cost, and no more as time goes by
+    assert "no worker that runs trials is up: type bert_sweep worker" in shown
 
 
 def test_who_watches_a_sweep_that_nobody_serves_is_told_so_and_sees_its_end(
