@@ -9,8 +9,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ _PARTS = (
     "_provenance",
     "_RESULT.json",
 )
+CLAIM = "run.json"  # in the folder of checkpoints: whose it is
 _LONGEST_STEM = 200  # bytes: 255 that file systems take, less the longest ending, a number, and what a file is called while it is written
 
 
@@ -45,6 +46,7 @@ class RunFiles:
 
     folder: Path
     stem: str
+    source: str = field(default="", compare=False)  # stem of what it is a run of; '' where only the names of files are known
 
     @property
     def predictions(self) -> Path:
@@ -67,6 +69,11 @@ class RunFiles:
     @property
     def checkpoints(self) -> Path:
         return self.folder / f"{self.stem}_checkpoints"
+
+    @property
+    def claim(self) -> Path:
+        """Whose run it is, as long as it has checkpoints."""
+        return self.checkpoints / CLAIM
 
     @property
     def progress(self) -> Path:
@@ -122,8 +129,17 @@ class RunFiles:
         return next(files for files in self.numbered() if files.is_free)
 
     def begun(self) -> list[RunFiles]:
-        """All runs under this name or a number of it, the oldest first."""
-        return [files for files in itertools.takewhile(lambda files: not files.is_free, self.numbered()) if files.has_begun]
+        """All runs of this source under this name or a number of it, the oldest first.
+
+        `leanings-2` may as well be of `leanings-2.csv`, or what `--run 2` has named: it is a number of `leanings` where its files say so.
+        """
+        taken = itertools.takewhile(lambda files: not files.is_free, self.numbered())
+        return [files for files in taken if files.has_begun and self._is_asked_for_by(files)]
+
+    def _is_asked_for_by(self, files: RunFiles) -> bool:
+        """Whether a run was started by a command that meant this name."""
+        source, named = owner(files, {self.source or self.stem})
+        return source == (self.source or self.stem) and named in (self.stem, None)
 
     def newest_begun(self) -> RunFiles | None:
         """The last run under this name or a number of it; None before the first."""
@@ -157,7 +173,46 @@ def run_files(source: str, output_dir: str | None = None, run: str | None = None
     path = Path(source)
     is_file = os.path.exists(path) or path.suffix != ""
     folder = Path(output_dir) if output_dir else (path.parent if is_file else Path("."))
-    return RunFiles(folder, stem)
+    return RunFiles(folder, stem, store_stem(source))
+
+
+def owner(files: RunFiles, known: Iterable[str] = ()) -> tuple[str | None, str | None]:
+    """The source that a run is of, by its stem, and the name that was asked for, before it got a number.
+
+    Its checkpoints say both, or RESULT. Of files that say nothing, the source is the longest that their name begins with, of the
+    stores beside them and those `known`; what was asked for is then None.
+    """
+    told = _told(files)
+    if told is not None and _begins_with(files.stem, told[0]):  # else the files were renamed since
+        return told
+    stores = {store.stem for store in files.folder.glob("*.sqlite")} | set(known)
+    return max((stem for stem in stores if _begins_with(files.stem, stem)), key=len, default=None), None
+
+
+def _told(files: RunFiles) -> tuple[str, str] | None:
+    claim = read_object(files.claim)
+    source, named = claim.get("source"), claim.get("named")
+    if isinstance(source, str) and isinstance(named, str):
+        return source, named
+    result = read_object(files.result)
+    told, settings = result.get("files"), result.get("settings")
+    if not (isinstance(told, dict) and isinstance(told.get("store"), str) and isinstance(settings, dict)):
+        return None
+    source, run = Path(told["store"]).stem, settings.get("run")
+    return source, f"{source}-{run}" if run else source
+
+
+def _begins_with(run: str, source: str) -> bool:
+    return run == source or run.startswith(f"{source}-")
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is none, or no whole one."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def store_stem(source: str) -> str:

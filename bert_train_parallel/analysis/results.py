@@ -14,7 +14,7 @@ from bert_train_parallel.analysis.predictions_file import PredictionsFile, read_
 from bert_train_parallel.data.store import Store
 from bert_train_parallel.errors import BadRun, BadStore
 from bert_train_parallel.progress import Event, read_events
-from bert_train_parallel.run_files import RunFiles, store_stem
+from bert_train_parallel.run_files import RunFiles, owner, store_stem
 
 # what analysis reads of the JSON files, and the types that it relies on
 _RESULT_SHAPE = {
@@ -129,17 +129,11 @@ def _near(path: Path) -> str:
     return f" Beside it: {', '.join(found.name for found in beside[:5])}." if beside else ""
 
 
-def _runs_in(folder: Path, store: str | None) -> list[RunFiles]:
-    """Runs with any of their files in a folder, those of one store where its stem is given; oldest first."""
-    stores = {found.stem for found in folder.glob("*.sqlite")}
+def _runs_in(folder: Path, source: str | None) -> list[RunFiles]:
+    """Runs with any of their files in a folder, those of one source where its stem is given; oldest first."""
     found = {RunFiles.of(file) for part in _RUN_PARTS for file in folder.glob(f"*{part}") if not file.name.startswith(".")}
-    chosen = [files for files in found if store is None or _owner(files.stem, stores | {store}) == store]
+    chosen = [files for files in found if source is None or owner(files, {source})[0] == source]
     return sorted(chosen, key=lambda files: (_last_written(files), files.stem))
-
-
-def _owner(run: str, stores: set[str]) -> str | None:
-    """The store that a run's name begins with; the longest, where several do."""
-    return max((stem for stem in stores if run == stem or run.startswith(f"{stem}-")), key=len, default=None)
 
 
 def _last_written(files: RunFiles) -> float:
@@ -200,7 +194,10 @@ def numbers_of(figures: Any) -> dict[str, Any]:
 
 
 def _stores_by_name(files: RunFiles) -> Iterator[Path]:
-    """`a-b-2.sqlite`, `a-b.sqlite`, `a.sqlite` for the run `a-b-2`."""
+    """`a-b-2.sqlite`, `a-b.sqlite`, `a.sqlite` for the run `a-b-2`; before them that of its owner."""
+    source, _ = owner(files)
+    if source is not None:
+        yield files.folder / f"{source}.sqlite"
     stem = files.stem
     while stem:
         yield files.folder / f"{stem}.sqlite"

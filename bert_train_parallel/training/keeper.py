@@ -94,12 +94,14 @@ def taken_name(world: World, named: RunFiles, start: Start, facts: Mapping[str, 
     Rank 0 writes, and the first rank of each node that does not see rank 0's disk: then the world can go on without rank 0's node.
 
     Args:
-        facts: with the run's key, and what was asked: the folder of checkpoints says both, to refuse another run before it is read.
+        facts: with the run's key, and what was asked: the folder of checkpoints says both, to refuse another run before it is read,
+            and beside them of which source the run is, and under which name: a number behind a name may belong to another.
     Raises:
         BadRun: another process trains this run.
         NotWritable: the folder is read-only or the disk is full.
     """
     content = {"job": world.rank.job, "key": facts["key"], "asked": facts["asked"], "token": secrets.token_hex(8)}
+    content |= {"source": named.source or named.stem, "named": named.stem}
     with contextlib.ExitStack() as held:
 
         def take() -> tuple[str, str]:

@@ -13,7 +13,7 @@ from bert_train_parallel.config import TrainConfig
 from bert_train_parallel.data.store import Content
 from bert_train_parallel.model_names import check_config, check_weights, locate_model
 from bert_train_parallel.rank import Rank
-from bert_train_parallel.run_files import RunFiles
+from bert_train_parallel.run_files import CLAIM, RunFiles, read_object
 from bert_train_parallel.training import runs
 from bert_train_parallel.training.samples import check_settings
 from bert_train_parallel.training.shares import Shares, words_on_those_left
@@ -101,4 +101,4 @@ def _earlier(named: RunFiles, config: TrainConfig, rank: Rank) -> tuple[Path | N
         return None, None, "", ()
     place = runs.earlier_run(config.from_run)
     folder = place if place.name.endswith("_checkpoints") else place.parent
-    return place, runs.read_object(folder / runs.CLAIM).get("asked"), "--from_run", MAY_GROW
+    return place, read_object(folder / CLAIM).get("asked"), "--from_run", MAY_GROW

@@ -17,9 +17,7 @@ from typing import Any
 from bert_train_parallel.config import TrainConfig
 from bert_train_parallel.errors import BadCheckpoint, BadRun, not_writable
 from bert_train_parallel.rank import Rank
-from bert_train_parallel.run_files import RunFiles, write_json
-
-CLAIM = "run.json"  # in the folder of checkpoints: whose it is
+from bert_train_parallel.run_files import CLAIM, RunFiles, read_object, write_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +105,7 @@ def claim(named: RunFiles, content: Mapping[str, Any]) -> RunFiles:
             continue
         try:
             files.checkpoints.mkdir(parents=True, exist_ok=True)
-            with open(files.checkpoints / CLAIM, "x", encoding="utf-8") as file:
+            with open(files.claim, "x", encoding="utf-8") as file:
                 json.dump(dict(content), file)
         except FileExistsError:  # another process was quicker
             continue
@@ -159,27 +157,18 @@ def _locked(folder: int) -> bool:
 
 def write_claim(files: RunFiles, content: Mapping[str, Any]) -> None:
     """Say anew whose run this is: its job differs each time it goes on."""
-    write_json(files.checkpoints / CLAIM, dict(content))
+    write_json(files.claim, dict(content))
 
 
 def give_up_claim(files: RunFiles) -> None:
     """Free the name of a run that failed before its first checkpoint; its events stay, for those who ask why."""
     if files.checkpoints.is_dir() and {place.name for place in files.checkpoints.iterdir()} <= {CLAIM} and not files.stats.exists():
-        (files.checkpoints / CLAIM).unlink(missing_ok=True)
+        files.claim.unlink(missing_ok=True)
         files.checkpoints.rmdir()
 
 
 def read_claim(files: RunFiles) -> dict[str, Any]:
-    return read_object(files.checkpoints / CLAIM)
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none, or no whole one."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return read_object(files.claim)
 
 
 def earlier_run(place: str) -> Path:

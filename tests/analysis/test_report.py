@@ -16,7 +16,9 @@ from hypothesis import strategies as st
 from bert_train_parallel import metrics
 from bert_train_parallel.analysis import analyse
 from bert_train_parallel.analysis.cli import main
+from bert_train_parallel.analysis.contents import tables_of
 from bert_train_parallel.analysis.predictions_file import read_predictions
+from bert_train_parallel.analysis.results import find_runs
 from bert_train_parallel.data.store import Store
 from bert_train_parallel.errors import BadRun
 from bert_train_parallel.progress import Event, append_event
@@ -106,6 +108,15 @@ def test_runs_of_another_store_whose_name_begins_alike_are_not_taken_for_ones_ow
     assert analyse(other.folder / "leanings-new.csv").name == "leanings-new"
 
 
+def test_a_second_run_is_not_taken_for_one_of_another_file_of_that_name(make_run: MakeRun) -> None:
+    first, other, second = make_run(), make_run(stem="leanings-2"), make_run(run="2-2")
+    for files in (first, other, second):
+        store = "leanings-2.sqlite" if files == other else "leanings.sqlite"
+        write_json(files.result, json.loads(files.result.read_text()) | {"files": {"store": store}})
+    assert [files.stem for files in find_runs(first.folder / "leanings.csv")] == ["leanings", "leanings-2-2"]
+    assert [files.stem for files in find_runs(first.folder / "leanings-2.csv")] == ["leanings-2"]
+
+
 def test_a_store_without_a_run_still_tells_its_labels(make_run: MakeRun) -> None:
     files = make_run(["ham", "spam"])
     for path in (files.result, files.stats, files.predictions, files.progress):
@@ -114,6 +125,13 @@ def test_a_store_without_a_run_still_tells_its_labels(make_run: MakeRun) -> None
     assert found.label_names == ("ham", "spam")
     assert sum(len(labels) for labels in found.labels.values()) == 150
     assert found.figures == {}
+
+
+def test_labels_are_counted_of_the_samples_that_a_run_has_used(make_run: MakeRun) -> None:
+    files = make_run(["ham", "spam"], max_train_samples=10, max_eval_samples=20)
+    table = next(table for table in tables_of(analyse(files.result), 10) if table.title == "Labels")
+    assert table.rows[-1][1::2] == ("50", "10", "20", "20")
+    assert table.note == "Of the samples that the run has used; the store has 150."
 
 
 def test_files_of_the_2020_tool_are_enough(tmp_path: Path) -> None:
