@@ -154,16 +154,17 @@ def _spelled_out(name: str, found: Any) -> Any:
         return found.model_dump()
     if not isinstance(found, dict):
         raise ValueError(f"{name}: {found!r} is neither a list of choices nor a range with low and high; a fixed value belongs to base")
-    if "type" in found:
-        return found
-    if "values" in found:
-        return found | {"type": "choice"}
-    whole = all(isinstance(found.get(end), int) for end in ("low", "high")) and _is_whole(OTHER_NAMES.get(name, name))
-    return found | {"type": "int" if whole else "float"}
+    kind = found.get("type", "choice" if "values" in found else None)
+    if kind not in (None, "float") or (kind == "float" and "num" in found) or not _is_whole(name):
+        return found | {"type": kind or "float"}
+    numbers = {end: found[end] for end in ("low", "high", "step") if isinstance(found.get(end), int | float)}
+    if not all(math.isfinite(number) and number == int(number) for number in numbers.values()):
+        return found | {"type": "float"}
+    return found | {end: int(number) for end, number in numbers.items()} | {"type": "int"}  # a table writes 1.0 for 1
 
 
 def _is_whole(name: str) -> bool:
-    field = TrainConfig.model_fields.get(name)
+    field = TrainConfig.model_fields.get(OTHER_NAMES.get(name, name))
     return field is None or "float" not in str(field.annotation)
 
 

@@ -61,6 +61,13 @@ def test_the_demos_space_is_understood() -> None:
     assert dict(space)["epochs"] == Choice(values=(1, 2))
 
 
+@pytest.mark.parametrize("ends", [{"low": 1.0, "high": 4.0}, {"type": "float", "low": 1, "high": 4}, {"low": 1, "high": 4}])
+def test_a_setting_that_takes_whole_numbers_is_drawn_as_one_however_its_ends_are_written(ends: dict[str, object]) -> None:
+    assert dict(SweepSpace.model_validate({"num_epochs": ends}))["epochs"] == IntRange(low=1, high=4)
+    with pytest.raises(ValidationError, match=r"epochs: 4\.5: should be a valid integer"):
+        SweepSpace.model_validate({"epochs": ends | {"high": 4.5}})
+
+
 def test_a_parameter_counts_only_under_the_values_that_it_depends_on() -> None:
     space = SweepSpace(schedule=["linear", "constant"], warmup={"low": 0.0, "high": 0.2, "when": {"schedule": "linear"}})
     drawn = [draw_random(space, 7, number) for number in range(40)]
