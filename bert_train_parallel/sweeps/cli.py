@@ -204,9 +204,20 @@ def _start(arguments: argparse.Namespace) -> None:
 
 def _status(arguments: argparse.Namespace) -> None:
     """what sweeps there are, and how far each is"""
-    from bert_train_parallel.sweeps.status import lines
+    from bert_train_parallel.sweeps import status
 
-    print("\n".join(lines(arguments.output_dir, arguments.id, lambda body: _with_client(arguments, body))))
+    def with_client(body: Callable[[Client], Awaitable[Any]]) -> Any:
+        return _with_client(arguments, body)
+
+    if arguments.id:
+        found = status.lines(arguments.output_dir, arguments.id, with_client)
+    elif arguments.address:
+        found = list(with_client(status.all_of).values()) or ["There is no sweep on this server."]
+    elif _is_elsewhere(arguments):
+        found = status.all_with(arguments.output_dir, with_client)
+    else:
+        found = status.all_in(arguments.output_dir, with_client)
+    print("\n".join(found))
 
 
 def _watch(arguments: argparse.Namespace) -> int:
@@ -323,6 +334,14 @@ def _with_client(arguments: argparse.Namespace, body: Callable[[Client], Awaitab
         return await body(client)
 
     return asyncio.run(call())
+
+
+def _is_elsewhere(arguments: argparse.Namespace) -> bool:
+    """Whether a command without an address means the server that Temporal's own configuration names."""
+    from bert_train_parallel.sweeps.server import answers, is_configured, read_address
+
+    found = read_address(arguments.output_dir)
+    return is_configured() and not (found and answers(found))
 
 
 def _down(arguments: argparse.Namespace) -> BertTrainParallelError:

@@ -432,7 +432,7 @@ async def serve(folder: Path, ip: str = LOOPBACK) -> int:
         raise Unreachable(f"The server of {folder} runs already, at {address.grpc}.")
     try:
         await connect_when_ready(server)
-        whom = " (this machine alone reaches it: --ip)" if address.is_for_this_machine else ""
+        whom = " (for this machine alone; --ip lets others reach it)" if address.is_for_this_machine else ""
         print(f"Temporal's server for {folder} answers at {address.grpc}; its page: {address.page}{whom}", flush=True)
         while True:
             server.keep_up()

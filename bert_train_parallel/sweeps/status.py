@@ -40,15 +40,61 @@ async def update(client: Client, experiment_id: str, name: str, given: Sequence[
         raise watching.silence(error, experiment_id) from None
 
 
-def lines(folder: Path, experiment_id: str | None, with_client: WithClient) -> list[str]:
-    """One sweep at length, or one line for each.
+def all_in(folder: Path, with_client: WithClient) -> list[str]:
+    """One line for each sweep of a folder."""
+    known = sorted(place.parent.name for place in folder.glob(f"*/{results.REQUEST}"))
+    return [_line(folder, one, with_client) for one in known] or [f"There is no sweep in {folder}."]
+
+
+def all_with(folder: Path, with_client: WithClient) -> list[str]:
+    """One line for each sweep of another server than a folder's own, and for those that have ended in the folder.
+
+    Raises:
+        Unreachable: the server does not answer, and nothing has ended in the folder.
+    """
+    ended = {place.parent.name: done[1] for place in folder.glob(f"*/{results.RESULT}") if (done := results.read_result(place.parent))}
+    found = {name: _ended(result) for name, result in ended.items()}
+    try:
+        found |= with_client(all_of)
+    except Unreachable as error:
+        if not found:
+            raise
+        return [*(line for _, line in sorted(found.items())), str(error)]
+    return [line for _, line in sorted(found.items())] or ["There is no sweep on this server."]
+
+
+async def all_of(client: Client) -> dict[str, str]:
+    """One line for each sweep of a server, whose files may lie elsewhere, by its name.
+
+    Raises:
+        Unreachable: it does not answer.
+    """
+    try:
+        kinds = "WorkflowType IN ('SweepWorkflow', 'LadderSweepWorkflow')"
+        known = {one.id.removeprefix("bert-sweep-") async for one in client.list_workflows(kinds)}
+        return {one: await _line_of(client, one) for one in sorted(known)}
+    except RPCError as error:
+        raise Unreachable(f"The Temporal server does not answer: {error.message}.") from None
+
+
+async def _line_of(client: Client, experiment_id: str) -> str:
+    status = await watching.status_of(watching.sweep_handle(client, experiment_id))  # a list of workflows is a moment behind
+    if status == watching.COMPLETED:
+        return _ended(await watching.result_of(watching.sweep_handle(client, experiment_id)))
+    if status != watching.RUNNING:
+        return f"{experiment_id}: {status.name.lower() if status else 'unknown'}; bert_sweep watch {experiment_id} says why"
+    try:
+        return views.lines_of(await _look(client, experiment_id), width=200)[0]
+    except Unreachable:
+        return f"{experiment_id}: begun, and no worker serves it now"
+
+
+def lines(folder: Path, experiment_id: str, with_client: WithClient) -> list[str]:
+    """One sweep at length.
 
     Raises:
         BadRun: there is no such sweep.
     """
-    if experiment_id is None:
-        known = sorted(place.parent.name for place in folder.glob(f"*/{results.REQUEST}"))
-        return [_line(folder, one, with_client) for one in known] or [f"There is no sweep in {folder}."]
     done = results.read_result(folder / experiment_id)
     if done:
         place = folder / experiment_id
@@ -69,12 +115,16 @@ async def _look(client: Client, experiment_id: str) -> views.View:
 def _line(folder: Path, experiment_id: str, with_client: WithClient) -> str:
     done = results.read_result(folder / experiment_id)
     if done:
-        best = "none" if done[1].best_score is None else f"{done[1].best_score:.4f}"
-        return f"{experiment_id}: ended, {m.counted(done[1].trials, 'trial')}, best {done[1].metric} {best}"
+        return _ended(done[1])
     try:
         return views.lines_of(with_client(lambda client: _look(client, experiment_id)), width=200)[0]
     except (Unreachable, BadRun):
         return f"{experiment_id}: begun, not running now; bert_sweep run FILE goes on with it"
+
+
+def _ended(result: m.SweepResult) -> str:
+    best = "none" if result.best_score is None else f"{result.best_score:.4f}"
+    return f"{result.experiment_id}: ended, {m.counted(result.trials, 'trial')}, best {result.metric} {best}"
 
 
 def export_now(folder: Path, experiment_id: str, with_client: WithClient) -> str:

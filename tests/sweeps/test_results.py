@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -128,3 +130,42 @@ def test_a_damaged_result_is_one_line_that_says_what_to_do(content: str, tmp_pat
     (tmp_path / RESULT).write_text(content)
     with pytest.raises(BadRun, match=r"RESULT\.json is damaged, or of another version\. Remove it, and run the sweep again"):
         read_result(tmp_path)
+
+
+@pytest.mark.parametrize("by_flag", [True, False])
+def test_status_lists_the_sweeps_of_the_server_that_it_was_told_of(
+    by_flag: bool,
+    server: str,
+    simulated: Simulated,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    here = tmp_path / "here"
+    result = m.SweepResult(experiment_id="earlier", trials=8)
+    (here / "earlier").mkdir(parents=True)
+    found = {"request": sweep(experiment_id="earlier").model_dump(mode="json"), "result": result.model_dump(mode="json")}
+    (here / "earlier" / RESULT).write_text(json.dumps(found))
+
+    def status(address: str, folder: Path = here) -> tuple[int, str]:
+        monkeypatch.setenv("TEMPORAL_ADDRESS", "" if by_flag else address)
+        code = main(["status", "--output_dir", str(folder), *(["--address", address] if by_flag else [])])
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    async def go() -> None:
+        async with served(server, simulated) as client:
+            await start(client, sweep(experiment_id="over-there", num_trials=1))
+            await sweep_handle(client, "over-there").result()
+
+    asyncio.run(asyncio.wait_for(go(), 60))
+    for _ in range(50):  # what was begun is listed a moment later
+        code, said = status(server)
+        if "over-there" in said:
+            break
+        time.sleep(0.1)
+    assert code == 0
+    assert re.search("^over-there: ended, 1 trial, best accuracy 0\\.", said, re.MULTILINE)
+    assert ("earlier: ended, 8 trials" in said) is not by_flag
+    assert "No Temporal server answers at 127.0.0.1:9" in status("127.0.0.1:9")[1]
+    assert status("127.0.0.1:9", tmp_path)[0] == 2
