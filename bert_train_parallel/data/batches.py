@@ -165,9 +165,17 @@ def first_samples(rows: Rows, cap: int, seed: int | None = None) -> Rows:
     samples = np.unique(np.asarray(rows.sample))
     if cap >= len(samples):
         return rows
-    places = np.arange(cap)
-    kept = samples[places if seed is None else _permuted(places, len(samples), (seed,))]
-    return take(rows, np.flatnonzero(np.isin(rows.sample, kept)))
+    return take(rows, np.flatnonzero(np.isin(rows.sample, samples[first_places(len(samples), cap, seed)])))
+
+
+def first_places(n: int, cap: int | None, seed: int | None = None) -> IntArray:
+    """Which of n samples a cap keeps, by their places from 0: the first, or with a seed the first of a random order.
+
+    >>> first_places(9, 3).tolist(), len(first_places(9, None))
+    ([0, 1, 2], 9)
+    """
+    places = np.arange(n if cap is None else min(cap, n))
+    return places if seed is None or len(places) == n else np.sort(_permuted(places, n, (seed,)))
 
 
 def weighted(rows: Rows, weights: FloatArray) -> Rows:

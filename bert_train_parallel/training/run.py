@@ -7,10 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from bert_train_parallel.config import TrainConfig
 from bert_train_parallel.data.batches import Rows
+from bert_train_parallel.data.split import SPLITS
 from bert_train_parallel.data.store import Store
 from bert_train_parallel.data.table import shown
 from bert_train_parallel.errors import BadCheckpoint, BadSetting, BertTrainParallelError, StoppedBySignal
@@ -30,7 +32,7 @@ from bert_train_parallel.training.loop import Progress, fit
 from bert_train_parallel.training.precision import choose_dtype, parameters_dtype
 from bert_train_parallel.training.profiling import Profiled
 from bert_train_parallel.training.reporter import Reporter, duration, json_figures
-from bert_train_parallel.training.samples import evaluation_rows, training_rows
+from bert_train_parallel.training.samples import doubts, evaluation_rows, labels_used, training_rows
 from bert_train_parallel.training.signals import StopRequests
 from bert_train_parallel.training.strategy import Strategy
 from bert_train_parallel.training.watcher import RunWatcher
@@ -180,14 +182,16 @@ def choose_library(world: World, model: PackedModel, config: TrainConfig, dtype:
 
 def introduction(world: World, store: Store, config: TrainConfig, model: PackedModel, course: Course) -> Iterator[str]:
     """What rank 0 says before the first step."""
-    counts = {split: len(store.samples(split).ids) for split in ("train", "validate", "test")}
-    labels = (
-        ", ".join(map(shown, store.label_names[:8])) + (", ..." if len(store.label_names) > 8 else "") if store.label_names else "a number"
-    )
+    used = {split: labels_used(store, split, config) for split in SPLITS}
+    train, validate, test = (_count(len(labels), len(store.samples(split).ids)) for split, labels in used.items())
+    counts = np.bincount(used["train"].astype(np.int64)) if store.label_names else ()
+    names = [store.label_names[code] for code in np.flatnonzero(counts)] or ["a number"]
+    labels = ", ".join(map(shown, names[:8])) + ", ..." * (len(names) > 8)
     yield (
-        f"data: {store.path.name}, {counts['train']} samples to train on, {counts['validate']} to validate, {counts['test']} to test; "
+        f"data: {store.path.name}, {train} samples to train on, {validate} to validate, {test} to test; "
         f"{len(course.rows)} rows of at most {config.sequence_len} tokens; {store.task_type}: {labels}"
     )
+    yield from doubts(store, config)
     size = sum(parameter.numel() for parameter in model.parameters())
     yield f"model: {config.model}, {size / 1e6:.1f} M parameters, {'packed' if model.packed else 'padded in groups of like length'}"
     nodes = list(dict.fromkeys(world.hosts))
@@ -196,6 +200,14 @@ def introduction(world: World, store: Store, config: TrainConfig, model: PackedM
     backend = f", {world.backend}" if world.size > 1 else ""
     yield f"world: {ranks}, {world.device.type}{backend}, {config.dtype}{matmul}, {torch.get_num_threads()} threads each"
     yield f"steps: {course.steps} of {config.batch_size} rows, {course.steps_per_epoch} an epoch"
+
+
+def _count(used: int, there: int) -> str:
+    """
+    >>> _count(320, 320), _count(50, 320)
+    ('320', '50 of 320')
+    """
+    return str(used) if used == there else f"{used} of {there}"
 
 
 def go_on(run: Run, files: RunFiles, start: Start, keeper: Keeper) -> None:
