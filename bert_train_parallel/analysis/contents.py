@@ -11,6 +11,7 @@ from bert_train_parallel import metrics
 from bert_train_parallel.analysis.report import Analysis, largest_confusions
 from bert_train_parallel.analysis.results import numbers_of, read_object
 from bert_train_parallel.analysis.tables import Table
+from bert_train_parallel.data.batches import first_places
 from bert_train_parallel.errors import BadRun
 from bert_train_parallel.run_files import RunFiles
 
@@ -96,10 +97,11 @@ def _said(values: dict[str, Any], names: Sequence[str]) -> str:
 
 
 def labels_table(analysis: Analysis) -> Table:
-    """How many samples each label has, in all and in each split; for regression where the numbers lie."""
+    """How many samples each label has, in all and in each split, of those that the run has used; for regression where the numbers lie."""
     if not analysis.labels:
         return Table("Labels", (), ())
-    splits = {"all": np.concatenate(list(analysis.labels.values())), **analysis.labels} if len(analysis.labels) > 1 else analysis.labels
+    splits, note = _used(analysis)
+    splits = {"all": np.concatenate(list(splits.values())), **splits} if len(splits) > 1 else splits
     if analysis.task_type == "regression":
         measures: dict[str, Callable[[Any], Any]] = {
             "mean": np.mean,
@@ -111,12 +113,25 @@ def labels_table(analysis: Analysis) -> Table:
         rows = [("samples", *(f"{len(values):,}" for values in splits.values()))]
         for name, measure in measures.items():
             rows.append((name, *(f"{measure(values):.4g}" if len(values) else "" for values in splits.values())))
-        return Table("Labels", ("", *splits), tuple(rows))
+        return Table("Labels", ("", *splits), tuple(rows), note)
     names = analysis.label_names
     counts = [np.bincount(codes.astype(np.int64), minlength=len(names)) for codes in splits.values()]
     rows = [(class_name(code, name), *_counts_and_shares([found[code] for found in counts], counts)) for code, name in enumerate(names)]
     rows.append(("all labels", *_counts_and_shares([found.sum() for found in counts], counts)))
-    return Table("Labels", ("", *(head for split in splits for head in (split, "%"))), tuple(rows))
+    return Table("Labels", ("", *(head for split in splits for head in (split, "%"))), tuple(rows), note)
+
+
+def _used(analysis: Analysis) -> tuple[dict[str, Any], str]:
+    """The labels of those samples of each split that the caps of the run leave; and a note where they leave some out."""
+    settings = analysis.settings
+    caps = {split: settings.get("max_train_samples" if split == "train" else "max_eval_samples") for split in analysis.labels}
+    seed = settings["seed"] if settings.get("shuffle_before_select") and isinstance(settings.get("seed"), int) else None
+    found = {
+        split: labels[first_places(len(labels), caps[split], seed)] if isinstance(caps[split], int) else labels
+        for split, labels in analysis.labels.items()
+    }
+    there, used = (sum(map(len, labels.values())) for labels in (analysis.labels, found))
+    return found, f"Of the samples that the run has used; the store has {there:,}." if used < there else ""
 
 
 def figures_table(analysis: Analysis) -> Table:
@@ -183,7 +198,8 @@ def classes_table(analysis: Analysis) -> Table:
     absent = [
         name for name, support, taken in zip(analysis.label_names, found.support, found.predicted, strict=True) if not support + taken
     ]
-    note = f"{len(absent)} of them occur neither in the truth nor in the predictions, and are not in the macro F1." if absent else ""
+    occur, are = ("occurs", "is") if len(absent) == 1 else ("occur", "are")
+    note = f"{len(absent)} of them {occur} neither in the truth nor in the predictions, and {are} not in the macro F1." if absent else ""
     return Table("Classes", columns, tuple(rows), note)
 
 
