@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from bert_train_parallel import metrics
 from bert_train_parallel.analysis.contents import FIGURES
 from bert_train_parallel.analysis.report import Analysis
+from bert_train_parallel.analysis.results import names_apart
 from bert_train_parallel.analysis.tables import Table
 from bert_train_parallel.data.batches import FloatArray, IntArray
 from bert_train_parallel.errors import BadRun
@@ -52,7 +53,7 @@ class Comparison:
 
 
 def compare(runs: Sequence[Analysis], seed: int = 0) -> Comparison:
-    """Runs side by side; the same seed gives the same intervals.
+    """Runs side by side, each under a name that no other has; the same seed gives the same intervals.
 
     Raises:
         BadRun: fewer than two, or of different tasks.
@@ -62,6 +63,7 @@ def compare(runs: Sequence[Analysis], seed: int = 0) -> Comparison:
             f"{runs[0].name if runs else 'nothing'}: there is no second run to compare with. "
             "Name two result files, or a store with several runs."
         )
+    runs = [replace(run, called=name) for run, name in zip(runs, names_apart([run.files for run in runs]), strict=True)]
     kinds = {run.task_type for run in runs}
     if len(kinds) > 1:
         raise BadRun(f"{', '.join(f'{run.name} is {run.task_type}' for run in runs)}: runs of one task can be compared.")
@@ -200,14 +202,17 @@ def _figures(comparison: Comparison) -> Table:
 
 
 def _settings(comparison: Comparison) -> Table:
-    """Settings with different values; names of places are left out, since every run has its own."""
-    names = dict.fromkeys(name for run in comparison.runs for name in run.settings if name not in ("run", "output_dir", "logfile"))
+    """Settings with different values; names of places are left out, since every run has its own, and runs that tell no settings."""
+    runs = [run for run in comparison.runs if run.settings]
+    names = dict.fromkeys(name for run in runs for name in run.settings if name not in ("run", "output_dir", "logfile"))
     rows = []
     for name in names:
-        values: list[Any] = [run.settings.get(name, "") for run in comparison.runs]
-        if any(value != values[0] for value in values):
-            rows.append((name, *(str(value) for value in values)))
-    return Table("Settings that differ", ("", *(run.name for run in comparison.runs)), tuple(rows))
+        known: list[Any] = [run.settings[name] for run in runs if name in run.settings]  # an unfinished run does not tell all
+        if any(value != known[0] for value in known):
+            rows.append((name, *(str(run.settings.get(name, "")) for run in runs)))
+    untold = ", ".join(run.name for run in comparison.runs if not run.settings)
+    note = f"Without {untold}: what was asked there is not known." if untold else ""
+    return Table("Settings that differ", ("", *(run.name for run in runs)), tuple(rows), note)
 
 
 def _differences(comparison: Comparison) -> Table:

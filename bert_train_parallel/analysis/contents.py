@@ -9,7 +9,7 @@ import numpy as np
 
 from bert_train_parallel import metrics
 from bert_train_parallel.analysis.report import Analysis, largest_confusions
-from bert_train_parallel.analysis.results import numbers_of, read_object
+from bert_train_parallel.analysis.results import names_apart, numbers_of, read_object
 from bert_train_parallel.analysis.tables import Table
 from bert_train_parallel.data.batches import first_places
 from bert_train_parallel.errors import BadRun
@@ -55,7 +55,10 @@ def tables_of(analysis: Analysis, most_classes: int) -> list[Table]:
 
 def runs_table(runs: Sequence[RunFiles], shown: RunFiles) -> Table:
     """All runs that a file could mean, with their number for `--run`; oldest first."""
-    rows = [(f"{number} {files.stem}", *_state(files), "shown here" if files == shown else "") for number, files in enumerate(runs, 1)]
+    numbered = zip(names_apart(runs), runs, strict=True)
+    rows = [
+        (f"{number} {name}", *_state(files), "shown here" if files == shown else "") for number, (name, files) in enumerate(numbered, 1)
+    ]
     order = "the newest" if shown == runs[-1] else "one"
     note = f"Shown is {order} of {len(runs)} runs; --run NUMBER or NAME shows another, --compare all side by side."
     return Table("Runs, the newest last", ("", "", "", ""), tuple(rows), note, frozenset({1, 2, 3}))

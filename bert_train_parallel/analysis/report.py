@@ -58,10 +58,11 @@ class Analysis:
     mistakes: tuple[Mistake, ...] = ()  # the surest ones first
     missing: tuple[str, ...] = ()
     report: Path | None = None  # the page, where charts were asked for
+    called: str = ""  # beside runs of the same name in other folders
 
     @property
     def name(self) -> str:
-        return self.files.stem
+        return self.called or self.files.stem
 
 
 def analyse(path: str | Path, charts: bool = False, run: str | None = None, errors: int = 5) -> Analysis:
@@ -102,7 +103,7 @@ def analyse_run(files: RunFiles, errors: int = 5) -> Analysis:
         task_type=run.task_type,
         label_names=names,
         finished=bool(run.result) or not run.events,
-        settings=run.result.get("settings", {}),
+        settings=run.settings,
         result=run.result,
         labels=stored.labels,
         figures=_figures(run, predictions, names),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from bert_train_parallel.data.store import Store
 from bert_train_parallel.errors import BadRun, BadStore
 from bert_train_parallel.progress import Event, read_events
 from bert_train_parallel.run_files import RunFiles, owner, store_stem
+from bert_train_parallel.run_files import read_object as lenient_object
 
 # what analysis reads of the JSON files, and the types that it relies on
 _RESULT_SHAPE = {
@@ -36,6 +37,7 @@ class RunResults:
 
     files: RunFiles
     result: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)  # as RESULT says; of an unfinished run those that decide what is learned
     stats: dict[str, Any] = field(default_factory=dict)
     predictions: PredictionsFile | None = None
     events: tuple[Event, ...] = ()
@@ -83,7 +85,7 @@ def choose_run(runs: list[RunFiles], wanted: str | None) -> RunFiles:
     found = exact or numbered or ending
     if len(found) == 1:
         return found[0]
-    names = ", ".join(f"{number} {files.stem}" for number, files in enumerate(runs, 1))
+    names = ", ".join(f"{number} {name}" for number, name in enumerate(names_apart(runs), 1))
     raise BadRun(f"--run {wanted}: {'several runs end so' if found else 'there is no such run'}. The runs are: {names}.")
 
 
@@ -109,6 +111,7 @@ def read_run(files: RunFiles) -> RunResults:
     found = RunResults(
         files=files,
         result=result,
+        settings=result.get("settings") or _settings_so_far(files, events),
         stats=stats,
         predictions=predictions,
         events=events,
@@ -121,6 +124,30 @@ def read_run(files: RunFiles) -> RunResults:
     )
     _check_one_run(found)
     return found
+
+
+def _settings_so_far(files: RunFiles, events: Sequence[Event]) -> dict[str, Any]:
+    """The settings of an unfinished run: what was asked, as its checkpoints say, with what `auto` came to, as its events do."""
+    asked = lenient_object(files.claim).get("asked")
+    if not isinstance(asked, dict):
+        return {}
+    started = next((event.figures for event in events if event.kind == "start"), {})
+    values = {name: value for name, value in asked.items() if name not in ("data", "format")}
+    return values | {name: started[name] for name in ("dtype", "matmul", "device") if started.get(name)}
+
+
+def names_apart(runs: Sequence[RunFiles]) -> list[str]:
+    """What to call each run beside the others: its name, with the folder in front where another in another folder has that name, too.
+
+    >>> names_apart([RunFiles(Path("lr/a"), "ads"), RunFiles(Path("lr/b"), "ads"), RunFiles(Path("lr"), "spam")])
+    ['a/ads', 'b/ads', 'spam']
+    """
+
+    def name(files: RunFiles) -> str:
+        folders = {os.path.abspath(other.folder) for other in runs if other.stem == files.stem}
+        return os.path.normpath(os.path.join(os.path.relpath(files.folder, os.path.commonpath(folders)), files.stem))
+
+    return [name(files) for files in runs]
 
 
 def _near(path: Path) -> str:

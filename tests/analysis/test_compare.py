@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +122,25 @@ def test_runs_of_different_data_stand_side_by_side_without_a_difference() -> Non
     assert [row[0] for row in figures.rows] == ["first", "second"]
     assert settings_that_differ.rows == (("learning_rate", "5e-05", "2e-05"),)
     assert "of different data" in differences.rows[0][1]
+
+
+def test_runs_of_one_name_are_told_apart_by_their_folders() -> None:
+    ways = [
+        replace(run("ads", with_mistakes(0.4, seed)), files=RunFiles(Path(folder), "ads")) for seed, folder in enumerate(("lr/a", "lr/b"))
+    ]
+    comparison = compare([*ways, run("spam", TRUTH)])
+    figures, differences = tables_of_comparison(comparison)
+    assert [row[0] for row in figures.rows] == ["a/ads", "b/ads", "spam"]
+    assert differences.title == "Differences to a/ads"
+
+
+def test_settings_are_compared_as_far_as_runs_tell_them() -> None:
+    first, second = run("first", TRUTH), run("second", TRUTH)
+    unfinished, silent = replace(run("third", TRUTH), settings={"seed": 1}), replace(run("fourth", TRUTH), settings={})
+    table = tables_of_comparison(compare([first, second, unfinished, silent]))[1]
+    assert table.columns == ("", "first", "second", "third")
+    assert table.rows == (("seed", "0", "0", "1"), ("learning_rate", "5e-05", "2e-05", ""))
+    assert table.note == "Without fourth: what was asked there is not known."
 
 
 @settings(max_examples=5, deadline=None)

@@ -151,9 +151,13 @@ def test_an_unfinished_run_tells_how_far_it_came(make_run: MakeRun) -> None:
     files = make_run()
     for path in (files.result, files.stats, files.predictions):
         path.unlink()
+    append_event(files.progress, Event("start", figures={"dtype": "float32"}))
     append_event(files.progress, Event("epoch", epoch=1, figures={"Validation Loss": 0.5}))
+    files.checkpoints.mkdir()
+    write_json(files.claim, {"asked": {"seed": 3, "dtype": "auto", "data": "ab"}})
     found = analyse(files.progress)
     assert not found.finished
+    assert found.settings == {"seed": 3, "dtype": "float32"}
     assert found.epochs == ({"Validation Loss": 0.5, "epoch": 1},)
     assert len(found.steps) == 8
     assert found.label_names == ("ham", "spam")
