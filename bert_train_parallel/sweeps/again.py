@@ -131,8 +131,8 @@ def _lines(files: RunFiles | None, run_id: str) -> list[str]:
     return files.predictions.read_text(encoding="utf-8").splitlines()[1:]
 
 
-def run_named(asked: Sequence[m.BertFineTuneRequest], experiment_id: str, number: int | None, best: str | None) -> str:
-    """The run of a trial on its last rung; without a number, the best run.
+def run_named(asked: Sequence[m.BertFineTuneRequest], experiment_id: str, number: int | None, result: m.SweepResult | None) -> str:
+    """The run of a trial on its last rung; without a number, the best run of a sweep that has ended.
 
     Raises:
         BadRun: there is no such trial.
@@ -140,9 +140,11 @@ def run_named(asked: Sequence[m.BertFineTuneRequest], experiment_id: str, number
     if not any(is_trial_of(request.run_id, experiment_id) for request in asked):
         raise BadRun(f"There is no sweep {experiment_id} of which a trial has begun. bert_sweep status lists them.")
     if number is None:
-        if best is None:
+        if result is None:
             raise BadRun(f"The sweep {experiment_id} has not ended, so it has no best trial yet; name one by its number.")
-        return best
+        if result.best_run_id is None:
+            raise BadRun(f"No trial of {experiment_id} has a score, so there is no best one; name one by its number.")
+        return result.best_run_id
     name = re.compile(rf"{re.escape(experiment_id)}-t{number:04d}(-r\d+)?")
     found = [request for request in asked if name.fullmatch(request.run_id)]
     if not found:

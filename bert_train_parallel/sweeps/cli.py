@@ -279,7 +279,7 @@ def _rerun(arguments: argparse.Namespace) -> int:
     done = read_result(arguments.output_dir / arguments.id)
 
     def chain(asked: list[BertFineTuneRequest]) -> list[BertFineTuneRequest]:
-        return again.chain_of(asked, again.run_named(asked, arguments.id, arguments.trial, done[1].best_run_id if done else None))
+        return again.chain_of(asked, again.run_named(asked, arguments.id, arguments.trial, done[1] if done else None))
 
     try:
         found = chain(again.written_down(folder, arguments.id))

@@ -108,10 +108,11 @@ def _texts_of(request: BertInferenceRequest, pairs: bool) -> list[tuple[str, ...
 
 async def evaluate(request: BertEvalRequest, folder: SharedFolder, tick: Tick) -> BertEvalResult:
     """Measure a model by samples of a split: of the data that it was trained with, or of another snapshot split in the same way."""
-    if request.run_id is None:
-        raise BadRun("run_id is missing: it says which run's model is to be measured.")
-    files = _model_of(folder, request.run_id, request.model_path)
-    asked = _asked(folder, request.run_id) or _asked(folder, files.folder.name)
+    if request.run_id is None and request.model_path is None:
+        raise BadRun("run_id and model_path are missing: one of them says which run's model is to be measured.")
+    files = _model_of(folder, request.run_id or "", request.model_path)
+    run_id = request.run_id or files.folder.name
+    asked = _asked(folder, run_id) or _asked(folder, files.folder.name)
     split = _SPLITS.get(request.split, request.split)
     with Store.open(await _store(request, files, folder, tick)) as store:
         samples = store.samples(split)
@@ -125,7 +126,7 @@ async def evaluate(request: BertEvalRequest, folder: SharedFolder, tick: Tick) -
     predictions = await _predictions(files, texts, request.use_gpu, tick, batch)
     figures = _figures([found["prediction"] for found in predictions], truth, names)
     found = BertEvalResult(
-        run_id=request.run_id,
+        run_id=run_id,
         dataset_name=request.dataset_name or (asked.config.dataset_name if asked else files.stem),
         dataset_config_name=request.dataset_config_name,
         split=request.split,

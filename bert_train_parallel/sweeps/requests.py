@@ -128,7 +128,8 @@ def check_data(configs: Iterable[BertFineTuneConfig | BertEvalRequest], path: Pa
 
 def _read(path: Path, kind: str) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8-sig"))  # editors on Windows begin a file with a byte order mark
+        text = path.read_text(encoding="utf-8-sig")  # editors on Windows begin a file with a byte order mark
+        found = json.loads(text, object_pairs_hook=_each_once)
     except FileNotFoundError:
         raise BadSetting(f"{path}: there is no such file. `bert_sweep example {kind} > {path}` writes one to begin with.") from None
     except IsADirectoryError:
@@ -138,6 +139,15 @@ def _read(path: Path, kind: str) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise BadSetting(f"{path} holds a {type(found).__name__}; an object is expected. `bert_sweep example {kind}` shows one.")
     _check_finite(found, path)
+    return found
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, of which Python would take the last where a name is there twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} is there twice; leave one out.")
     return found
 
 

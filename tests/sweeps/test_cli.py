@@ -76,6 +76,7 @@ def test_every_example_is_a_file_that_can_be_run(kind: str, hub: bool, tmp_path:
         ({"base": {"fine_tune_config": {"settings": {"output_dir": "/"}}}}, "there is no such setting"),
         ({"base": BASE, "launch": {"gpu_map": {"alpha": 0}}}, "launch.gpu_map.alpha"),
         ({"base": BASE, "so_far": {"trials": 1, "concurrency": 1}}, "so_far is not a setting"),
+        ('{"seed": 1, "num_trials": 8, "seed": 2}', "seed is there twice; leave one out"),
     ],
 )
 def test_a_mistake_in_a_file_is_one_line_that_names_file_and_field(

@@ -42,8 +42,9 @@ def test_a_given_configuration_is_trained_evaluated_and_used(
     assert said[-2].startswith("mine  ")
     assert "accuracy" in said[-2]
     assert "16 samples of validation" in said[-2]
-    measured = asyncio.run(evaluate(m.BertEvalRequest(run_id="mine", use_gpu=False), SharedFolder(tmp_path / "out"), lambda: None))
-    assert measured.dataset_name == tuned["dataset_name"]
+    by_path = m.BertEvalRequest(model_path="bert_runs/mine", use_gpu=False)
+    measured = asyncio.run(evaluate(by_path, SharedFolder(tmp_path / "out"), lambda: None))
+    assert (measured.run_id, measured.dataset_name) == ("mine", tuned["dataset_name"])
     files = SharedFolder(tmp_path / "out").finished_files("mine")
     assert files
     facts = facts_of(m.BertFineTuneRequest(run_id="mine", config=m.BertFineTuneConfig()), files, {})

@@ -57,6 +57,16 @@ def test_a_trial_without_a_score_is_on_the_leaderboard_with_its_reason() -> None
     assert as_csv(rows).splitlines()[0].startswith("rank,number,rung,run_id,state,score,value.learning_rate")
 
 
+def test_random_trials_to_compare_with_stand_below_those_of_the_ladder_without_a_rank() -> None:
+    random = m.TrialResult(number=0, run_id="mine-random0000", score=0.9, values={"batch_size": 8})
+    rows = leaderboard_rows([trial(0, 0.5), trial(1, None, state="nan")], [random])
+    assert [(row["rank"], row["run_id"], row["value.batch_size"]) for row in rows] == [
+        (1, "mine-t0000", None),
+        (None, "mine-t0001", None),
+        (None, "mine-random0000", 8),
+    ]
+
+
 def test_less_loss_is_better() -> None:
     assert [one.number for one in ordered([trial(0, 0.4), trial(1, 0.1)], maximise=False)] == [1, 0]
 
@@ -87,8 +97,10 @@ def test_a_trial_is_repeated_with_all_that_it_went_on_from() -> None:
     assert [request.run_id for request in again.chain_of(asked, run_id)] == ["a-t0001-r0", "a-t0001-r1"]
     with pytest.raises(BadRun, match="no trial 7"):
         again.run_named(asked, "a", 7, None)
-    with pytest.raises(BadRun, match="name one by its number"):
+    with pytest.raises(BadRun, match=r"The sweep a has not ended.* name one by its number"):
         again.run_named(asked, "a", None, None)
+    with pytest.raises(BadRun, match=r"No trial of a has a score.* name one by its number"):
+        again.run_named(asked, "a", None, m.SweepResult(experiment_id="a", trials=3))
     with pytest.raises(BadRun, match="There is no sweep nosuch"):
         again.run_named(asked, "nosuch", None, None)
 
