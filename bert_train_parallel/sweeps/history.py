@@ -31,11 +31,12 @@ def record(request: RecordRequest, folder: SharedFolder) -> HistoryReference:
     earlier = read_history(request.history, folder)
     trials = [*earlier, *request.ended]
     text = "".join(trial.model_dump_json(exclude_defaults=True) + "\n" for trial in trials)
-    path = folder.history(request.experiment_id, len(trials))
+    name = request.experiment_id + ("+random" if request.beside else "")  # no sweep has a name with a plus
+    path = folder.history(name, len(trials))
     write_text(path, text)
     if request.history:
         old = folder.inside(request.history.path)
-        ours = re.compile(re.escape(request.experiment_id) + r"-\d{6,}\.jsonl")  # and not of "mine-2" where this one is "mine"
+        ours = re.compile(re.escape(name) + r"-\d{6,}\.jsonl")  # and not of "mine-2" where this one is "mine"
         for stale in old.parent.glob("*.jsonl"):
             if ours.fullmatch(stale.name) and stale not in (old, path):  # the one before stays: this very request may be made again
                 stale.unlink(missing_ok=True)

@@ -46,7 +46,7 @@ async def export(request: ExportRequest, folder: SharedFolder, tick: Callable[[]
     trials = ordered(list(known.values()), sweep.maximise)
     place = folder.sweep(sweep.experiment_id)
     place.mkdir(parents=True, exist_ok=True)
-    rows = leaderboard_rows(trials)
+    rows = leaderboard_rows(trials, read_history(result.comparison.randoms if result.comparison else None, folder))
     write_text(place / "leaderboard.csv", as_csv(rows))
     _write_parquet(place / "leaderboard.parquet", rows)
     write_json(place / REQUEST, sweep.model_dump(mode="json"))
@@ -123,13 +123,18 @@ def ordered(trials: Sequence[TrialResult], maximise: bool) -> list[TrialResult]:
     return found + sorted(rest, key=lambda trial: (-trial.rung, trial.number))
 
 
-def leaderboard_rows(trials: Sequence[TrialResult]) -> list[dict[str, Any]]:
-    """One flat row a trial, all with the same columns: `value.` what was drawn, `figure.` of the validation split."""
-    values = sorted({name for trial in trials for name in trial.values})
-    figures = sorted({name for trial in trials for name in trial.figures})
+def leaderboard_rows(trials: Sequence[TrialResult], beside: Sequence[TrialResult] = ()) -> list[dict[str, Any]]:
+    """One flat row a trial, all with the same columns: `value.` what was drawn, `figure.` of the validation split.
+
+    Args:
+        beside: random trials that these are compared with, which have no rank among them.
+    """
+    everyone = [*trials, *beside]
+    values = sorted({name for trial in everyone for name in trial.values})
+    figures = sorted({name for trial in everyone for name in trial.figures})
     rows = []
-    for rank, trial in enumerate(trials, 1):
-        row: dict[str, Any] = {"rank": rank if trial.score is not None else None}
+    for rank, trial in enumerate(everyone, 1):
+        row: dict[str, Any] = {"rank": rank if trial.score is not None and rank <= len(trials) else None}
         row |= {name: getattr(trial, name) for name in _FIRST if name != "rank"}
         row |= {f"value.{name}": trial.values.get(name) for name in values}
         row |= {f"figure.{name}": trial.figures.get(name) for name in figures}

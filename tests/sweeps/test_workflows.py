@@ -218,6 +218,11 @@ def test_a_ladder_that_compares_runs_random_trials_of_as_many_rows(server: str, 
     randoms = {f"mine-random{number:04d}" for number in range(2)}
     assert result.comparison.random_best in randoms
     assert result.gpu_hours == pytest.approx((5 + 2) * 60 / 3600)
+    kept = history.read_history(result.comparison.randoms, simulated.folder)
+    assert {trial.run_id for trial in kept} == randoms
+    assert all(trial.score is not None and trial.values for trial in kept)
+    own = history.read_history(result.history, simulated.folder)
+    assert not randoms & {trial.run_id for trial in own}
     losers = [set(request.among) - set(request.keep) for request in simulated.cleaned if randoms & set(request.among)]
     assert losers == [randoms - {result.comparison.random_best}]
 

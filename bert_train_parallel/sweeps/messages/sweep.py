@@ -183,6 +183,7 @@ class Comparison(Message):
     random_rows_seen: int = 0
     random_gpu_hours: float = 0.0  # failed attempts are in it, and it is in those of the sweep
     random_planned: int = 0  # 0: as many as were run; more: the sweep ended before
+    randoms: HistoryReference | None = None  # all of them
 
 
 class SweepResult(Message):

@@ -42,6 +42,7 @@ class RecordRequest(Message):
     experiment_id: RunId
     history: HistoryReference | None = None
     ended: tuple[TrialResult, ...]
+    beside: bool = False  # the random trials that a ladder is compared with, in a file of their own
 
 
 class CleanUpRequest(Message):

@@ -212,6 +212,7 @@ class LadderSweepWorkflow(Sweep):
         randoms = beside.state
         why_over = beside.why_over(clock()) if randoms.ended < count else randoms.stopped
         spent_s = randoms.spent_s - (own.spent_s if is_paid_for else 0.0)
+        kept = await self._keep_randoms()
         self.board = self.own
         self.board.update(spent_s=own.spent_s + spent_s)
         found = await training.compare(
@@ -228,12 +229,22 @@ class LadderSweepWorkflow(Sweep):
         if workflow.patched("clean-up-after-comparison") and not request.keep_checkpoints:
             keep = (winner.run_id, *([found.random_best] if found.random_best else []))
             await training.clean_up(m.CleanUpRequest(among=randoms.uncleaned, keep=keep))
-        return found.model_copy(update={"random_planned": count}), why_over
+        return found.model_copy(update={"random_planned": count, "randoms": kept}), why_over
+
+    async def _keep_randoms(self) -> m.HistoryReference | None:
+        """Write down the random trials that have ended: the leaderboard has them below its own."""
+        beside, state = self.board, self.board.state
+        if state.recent and workflow.patched("random-trials-are-kept"):
+            ended = tuple(sorted(state.recent, key=lambda trial: trial.number))
+            request = m.RecordRequest(experiment_id=beside.request.experiment_id, history=state.history, ended=ended, beside=True)
+            beside.recorded(await training.record(request))
+        return beside.state.history
 
     async def _go_on_comparing(self, winner: m.TrialResult, number: int, under_way: list[asyncio.Task[m.TrialResult]]) -> None:
         """A new run with a short history, which goes on with this random trial; of those before, it knows the best and what all cost."""
         await results_of(under_way)
         await self.clean((self.board.best.run_id,) if self.board.best else ())
+        await self._keep_randoms()
         await workflow.wait_condition(workflow.all_handlers_finished)
         randoms = self.board.state.model_copy(update={"number": number, "recent": ()})
         state = self.own.state.model_copy(update={"climbing": None, "winner": winner, "randoms": randoms})
