@@ -1,13 +1,15 @@
-"""Whether a source is still the one that a store was built from."""
+"""Whether a source is still the one that a store was built from, by its content and by its place."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 Identity = list[dict[str, Any]]  # one entry for each file; JSON values
+Place = dict[str, str]  # a source's path, absolute and as seen from the folder of its store
 
 
 def identify(names: Sequence[str]) -> Identity:
@@ -19,6 +21,16 @@ def is_unchanged(known: Identity, names: Sequence[str]) -> bool:
     """Whether these are the files that were identified, wherever they are now; they are read only where their time differs."""
     paths = [path for name in names for path in _files(name)]
     return len(paths) == len(known) and all(_same(path, entry) for path, entry in zip(paths, known, strict=True))
+
+
+def place_of(name: str, folder: Path) -> Place:
+    """Where a source is whose store is in a folder."""
+    return {"absolute": os.path.abspath(name), "relative": os.path.relpath(name, folder)}
+
+
+def is_same_place(one: Place, other: Place) -> bool:
+    """Whether two places are one, or were before a source and its store were moved together."""
+    return one["absolute"] == other["absolute"] or one["relative"] == other["relative"]
 
 
 def _same(path: Path, known: dict[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from bert_train_parallel.config import DataConfig
 from bert_train_parallel.data.building import Check, build
-from bert_train_parallel.data.identity import identify, is_unchanged
+from bert_train_parallel.data.identity import Identity, Place, identify, is_same_place, is_unchanged, place_of
 from bert_train_parallel.data.mapped_rows import forget_mapped_rows
 from bert_train_parallel.data.sources import check_exists, open_source
 from bert_train_parallel.data.store import Store
@@ -128,15 +128,57 @@ def _fitting(path: Path, origin: Store | str, config: DataConfig, tokenizer: Tex
         raise BadStore(f"{error} It stands where the store of {_name(origin)} would go: move it away, or type --output_dir.") from None
     found = differences(store, config, tokenizer.fingerprint)
     if isinstance(origin, Store):
-        if store.about["sources"] != origin.about["sources"]:
-            found.append(f"{_name(origin)} has changed")
-    elif not is_unchanged(store.about["sources"], _files(origin, config)):
-        found.append(f"{origin} has changed")
+        has_changed = store.about["sources"] != origin.about["sources"]
+    else:
+        has_changed = not is_unchanged(store.about["sources"], _files(origin, config))
+    if has_changed:
+        _check_same_source(store, origin)
+        found.append(f"{_name(origin)} has changed")
     if not found:
         return store
     store.close()
     say(f"{path} is built again: {', '.join(found)}")
     return None
+
+
+def _check_same_source(store: Store, origin: Store | str) -> None:
+    """See that a store is not replaced by that of another source, which may be all that is left of its texts and runs.
+
+    Raises:
+        BadStore: neither the place nor the content of the source is that from which the store was built.
+    """
+    known, place = _place(store), _place(origin, store.path.parent)
+    first = store.about["sources"][0]["name"]
+    # stores of earlier versions do not know their place: the name alone must do
+    is_other = (
+        not is_same_place(known, place) if known and place else first != Path(_name(origin)).name and not os.path.isdir(_name(origin))
+    )
+    if isinstance(origin, Store):
+        is_same_content = [_content(file) for file in _own_files(store)] == [_content(file) for file in _own_files(origin)]
+    else:
+        is_same_content = is_unchanged(_own_files(store), [origin])
+    if is_other and not is_same_content:
+        name = origin.path if isinstance(origin, Store) else origin
+        store.close()
+        raise BadStore(
+            f"{store.path} is the store of {known['absolute'] if known else first}, not of {name}: "
+            "type another --output_dir, or remove that store."
+        )
+
+
+def _place(origin: Store | str, folder: Path = Path()) -> Place | None:
+    return origin.about.get("place") if isinstance(origin, Store) else place_of(origin, folder)
+
+
+def _own_files(store: Store) -> Identity:
+    """The files of a store's source, without those that were given for validation and test."""
+    others = sum(store.spec[name] is not None for name in ("validation_file", "test_file"))
+    found: Identity = store.about["sources"]
+    return found[: len(found) - others]
+
+
+def _content(file: dict[str, Any]) -> Any:
+    return file.get("sha256", file["name"])
 
 
 def differences(store: Store, config: DataConfig, tokenizer_fingerprint: str) -> list[str]:
@@ -178,11 +220,12 @@ def _build(path: Path, origin: Store | str, config: DataConfig, tokenizer: TextT
         return
     sources = open_stored(origin, config) if isinstance(origin, Store) else open_source(config, origin, say=say)
     identity = origin.about["sources"] if isinstance(origin, Store) else identify(_files(origin, config))
+    about = {"sources": identity, "place": _place(origin, path.parent)}
     if not isinstance(origin, Store):
         for source in sources:
             say(source.described)
     with written_aside(path) as aside:
-        build(config, sources, tokenizer, aside, about={"sources": identity}, runs=_runs_at(path), say=say, check=check)
+        build(config, sources, tokenizer, aside, about=about, runs=_runs_at(path), say=say, check=check)
     forget_mapped_rows(path)
     with Store.open(path) as store:
         say(f"{_summary(store)} ({time.monotonic() - began:.1f} s)")

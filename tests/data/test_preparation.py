@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -123,6 +124,41 @@ def test_a_changed_source_and_another_tokenizer_are_named(prepared: Prepare, wri
     assert sum(changed.counts[split][0] for split in SPLITS) == 61
     prepared(source, model=str(other_tokenizer))
     assert prepared.said[0] == f"{store.path} is built again: tokenizer of {prepared.model} -> {other_tokenizer}"
+
+
+def test_a_store_is_not_replaced_by_one_of_another_source(prepared: Prepare, write_csv: Callable[..., Path], tmp_path: Path) -> None:
+    source, out = write_csv(60), tmp_path / "out"
+    prepared(source, out)
+    (tmp_path / "other").mkdir()
+    other = write_csv(50, "other/leanings.csv", seed=1)
+    beside = write_csv(50, "leanings.txt", seed=1)
+    before = content_hash(out)
+    for another in (other, beside, prepared(other).path):
+        with pytest.raises(BadStore) as error:
+            prepared(another, out)
+        assert str(error.value) == (
+            f"{out}/leanings.sqlite is the store of {source}, not of {another}: type another --output_dir, or remove that store."
+        )
+    assert content_hash(out) == before
+    with sqlite3.connect(out / "leanings.sqlite") as connection:  # as an earlier version left it
+        connection.execute("DELETE FROM about WHERE name = 'place'")
+    with pytest.raises(BadStore, match=r"is the store of leanings\.csv, not of .*leanings\.txt: type another"):
+        prepared(beside, out)
+    shutil.copy(source, tmp_path / "other")  # the same texts elsewhere
+    prepared(other, out)
+    assert prepared.said[-1].endswith("is not read again")
+
+
+def test_a_source_that_has_changed_after_it_was_moved_with_its_store_is_read_again(
+    prepared: Prepare, write_csv: Callable[..., Path], tmp_path: Path
+) -> None:
+    (tmp_path / "before").mkdir()
+    write_csv(60, "before/leanings.csv")
+    prepared(tmp_path / "before" / "leanings.csv")
+    (tmp_path / "before").rename(tmp_path / "after")
+    source = write_csv(50, "after/leanings.csv")
+    prepared(source)
+    assert prepared.said[0] == f"{source.with_suffix('.sqlite')} is built again: {source} has changed"
 
 
 def test_a_store_is_rebuilt_from_its_own_texts_when_the_source_is_gone(
@@ -373,9 +409,8 @@ def test_a_finished_store_is_enough_in_a_read_only_folder(prepared: Prepare, wri
 def test_a_full_disk_is_one_sentence_and_the_store_that_was_there_stays(
     prepared: Prepare, write_csv: Callable[..., Path], disk: Any
 ) -> None:
+    prepared(write_csv(60), disk.folder)
     source = write_csv(10_000, long_every=20)
-    small = prepared(write_csv(60, "small.csv"), disk.folder)
-    small.path.rename(disk.folder / "leanings.sqlite")
     before = content_hash(disk.folder)
     with pytest.raises(
         NotWritable, match=r"leanings\.sqlite: no space left on device\. Free some, or name another place with --output_dir"
