@@ -168,14 +168,14 @@ def _combinations(
 
 
 def grid_values(parameter: FloatRange | IntRange | Choice) -> Iterable[Value]:
-    """What a grid takes of a range: every choice and whole number, and `num` floats from end to end; none is made before it is asked for.
+    """What a grid takes: every choice, and of a range `num` values from end to end, or every whole number; none is made in advance.
 
-    >>> list(grid_values(FloatRange(low=1e-5, high=1e-3, log=True, num=3)))
-    [1e-05, 0.0001, 0.001]
+    >>> list(grid_values(FloatRange(low=1e-5, high=1e-3, log=True, num=3))), list(grid_values(IntRange(low=8, high=64, log=True, num=4)))
+    ([1e-05, 0.0001, 0.001], [8, 16, 32, 64])
     """
     if isinstance(parameter, Choice):
         return parameter.values
-    if isinstance(parameter, IntRange):
+    if isinstance(parameter, IntRange) and parameter.num is None:
         return range(parameter.low, parameter.high + 1, parameter.step)
     if parameter.num is None:
         ends = json.dumps({"low": parameter.low, "high": parameter.high, "log": parameter.log, "num": 5})
@@ -184,7 +184,10 @@ def grid_values(parameter: FloatRange | IntRange | Choice) -> Iterable[Value]:
             f'or {{"values": [{parameter.low:g}, {parameter.high:g}]}} for these two alone'
         )
     steps = max(parameter.num - 1, 1)
-    found = (value_at(parameter, step / steps) for step in range(parameter.num))
+    floats = FloatRange(low=parameter.low, high=parameter.high, log=parameter.log)
+    found = (value_at(floats, step / steps) for step in range(parameter.num))
+    if isinstance(parameter, IntRange):
+        found = (round(float(value)) for value in found)
     return (value for value, _ in itertools.groupby(found))  # two that are alike in six digits stand beside each other
 
 

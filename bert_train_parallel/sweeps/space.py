@@ -42,6 +42,9 @@ class _Range(_Parameter, frozen=True):
         return self
 
 
+Num = Annotated[int | None, Field(ge=1, le=10_000)]  # values that a grid takes from a range
+
+
 class FloatRange(_Range, frozen=True):
     """Numbers from low to high."""
 
@@ -49,22 +52,25 @@ class FloatRange(_Range, frozen=True):
     low: float = Field(allow_inf_nan=False)
     high: float = Field(allow_inf_nan=False)
     log: bool = False
-    num: int | None = Field(default=None, ge=1, le=10_000)  # values that a grid takes from the range
+    num: Num = None
 
 
 class IntRange(_Range, frozen=True):
-    """Whole numbers from low to high, in steps."""
+    """Whole numbers from low to high, in steps; a grid takes all of them, or `num`."""
 
     type: Literal["int"] = "int"
     low: int
     high: int
     log: bool = False
     step: int = Field(default=1, ge=1)
+    num: Num = None
 
     @model_validator(mode="after")
-    def _log_or_step(self) -> Self:
+    def _step_alone(self) -> Self:
         if self.log and self.step != 1:
             raise ValueError("a logarithmic range has no step; leave one of log and step out")
+        if self.num is not None and self.step != 1:
+            raise ValueError("num and step both say which values a grid takes; leave one of them out")
         return self
 
 
@@ -147,6 +153,9 @@ def _holds(values: tuple[Value, ...], value: Value) -> bool:
 
 def _spelled_out(name: str, found: Any) -> Any:
     """The long form of a parameter that was given as a list, or as an object without its type."""
+    choices = found.get("values") if isinstance(found, dict) else found
+    if isinstance(choices, list | tuple) and None in choices:
+        raise ValueError(f"{name}: null is no choice; write the value that it stands for, or search {name} without it")
     if isinstance(found, list | tuple):
         is_range = name == "learning_rate" and len(found) == 2 and all(isinstance(end, int | float) for end in found)
         return {"type": "float", "low": found[0], "high": found[1], "log": True} if is_range else {"type": "choice", "values": list(found)}
@@ -154,7 +163,11 @@ def _spelled_out(name: str, found: Any) -> Any:
         return found.model_dump()
     if not isinstance(found, dict):
         raise ValueError(f"{name}: {found!r} is neither a list of choices nor a range with low and high; a fixed value belongs to base")
+    if not found.keys() & {"low", "high", "values"}:
+        raise ValueError(f'{name}: write {{"low": 1, "high": 4}} for a range, {{"values": [1, 4]}} for a choice; it has {", ".join(found)}')
     kind = found.get("type", "choice" if "values" in found else None)
+    if kind in (None, "float") and "step" in found and not _is_whole(name):
+        raise ValueError(f"{name}: step is for whole numbers; num says how many values a grid takes of a range such as this")
     if kind not in (None, "float") or (kind == "float" and "num" in found) or not _is_whole(name):
         return found | {"type": kind or "float"}
     numbers = {end: found[end] for end in ("low", "high", "step") if isinstance(found.get(end), int | float)}

@@ -35,6 +35,10 @@ from bert_train_parallel.sweeps.space import Choice, FloatRange, IntRange, Sweep
         ({"warmup": {"low": 0, "high": 0.1, "when": {"schedule": "cosine"}}, "schedule": ["linear"]}, "which schedule never is"),
         ({"epochs": [1, 2], "num_epochs": [3]}, "under two names"),
         ({}, "nothing to search"),
+        ({"dropout": [None, 0.1]}, "dropout: null is no choice"),
+        ({"batch_size": {"min": 8, "max": 64}}, 'batch_size: write {"low": 1, "high": 4} for a range'),
+        ({"warmup": {"low": 0.0, "high": 0.5, "step": 0.1}}, "warmup: step is for whole numbers; num says"),
+        ({"batch_size": {"low": 8, "high": 64, "step": 8, "num": 3}}, "leave one of them out"),
     ],
 )
 def test_a_space_that_cannot_be_searched_is_refused_in_words(space: dict[str, object], words: str) -> None:
@@ -108,6 +112,11 @@ def test_a_whole_number_is_within_its_range_and_on_a_step(low: int, span: int, s
 def test_a_grid_without_a_number_of_floats_says_which() -> None:
     with pytest.raises(ValueError, match="learning_rate: a grid needs to know how many"):
         list(grid(SweepSpace(learning_rate=[1e-5, 1e-3])))
+
+
+def test_a_grid_takes_as_many_whole_numbers_of_a_range_as_num_says() -> None:
+    space = SweepSpace.model_validate({"batch_size": {"low": 8, "high": 64, "num": 3}, "num_epochs": {"low": 1, "high": 2, "num": 5}})
+    assert [(values["batch_size"], values["epochs"]) for values in grid(space)] == [(b, e) for b in (8, 36, 64) for e in (1, 2)]
 
 
 def test_a_grid_over_a_space_that_never_ends_begins_at_once() -> None:
