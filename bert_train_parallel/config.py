@@ -40,7 +40,7 @@ def setting(default: Any, part: Literal["data", "model", "machine"], help: str, 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
-class DataConfig(BaseModel, frozen=True, extra="forbid"):
+class DataConfig(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """How samples are read, split and folded. The same config and source give the same store.
 
     Raises:
@@ -94,7 +94,7 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
             parts = [float(part) for part in value]
         except (TypeError, ValueError):
             raise ValueError("three numbers are expected, such as 80/10/10") from None
-        if len(parts) != 3 or not all(0 <= part < math.inf for part in parts) or parts[0] <= 0 or sum(parts) == parts[0]:
+        if len(parts) != 3 or not (min(parts) >= 0 and sum(parts) < math.inf) or parts[0] <= 0 or sum(parts) == parts[0]:
             raise ValueError("three numbers are expected, the first and one of the others above 0, such as 80/10/10")
         return tuple(part / sum(parts) for part in parts)
 
@@ -118,7 +118,7 @@ class DataConfig(BaseModel, frozen=True, extra="forbid"):
         return {name: found[name] for name, field in DataConfig.model_fields.items() if _part(field) == "data"}
 
 
-class TrainConfig(DataConfig, frozen=True, extra="forbid"):
+class TrainConfig(DataConfig, frozen=True, extra="forbid", allow_inf_nan=False):
     """How one run trains. The same config, data and seed give the same model on any fleet.
 
     Raises:
@@ -127,13 +127,11 @@ class TrainConfig(DataConfig, frozen=True, extra="forbid"):
 
     epochs: int = setting(3, "model", "Passes over the training samples.", ["-e", "--epoch"], ge=1)
     batch_size: int = setting(32, "model", "Rows per optimizer step, over the whole world.", ge=1)
-    learning_rate: float = setting(5e-5, "model", "Peak learning rate of AdamW.", ["--lr"], gt=0, allow_inf_nan=False)
+    learning_rate: float = setting(5e-5, "model", "Peak learning rate of AdamW.", ["--lr"], gt=0)
     schedule: Literal["linear", "cosine", "constant"] = setting("linear", "model", "Course of the learning rate after the warm-up.")
     warmup: float = setting(0.1, "model", "Share of all steps in which the learning rate rises from 0.", ["--warmup_ratio"], ge=0, le=1)
-    weight_decay: float = setting(0.01, "model", "Decoupled weight decay; none for biases and layer norms.", ge=0, allow_inf_nan=False)
-    clip_norm: float = setting(
-        1.0, "model", "Largest norm of the gradient; 0 for no clipping.", ["--max_grad_norm"], ge=0, allow_inf_nan=False
-    )
+    weight_decay: float = setting(0.01, "model", "Decoupled weight decay; none for biases and layer norms.", ge=0)
+    clip_norm: float = setting(1.0, "model", "Largest norm of the gradient; 0 for no clipping.", ["--max_grad_norm"], ge=0)
     seed: int = setting(0, "model", "Seed of the new head, the order of the rows and the dropout.", ge=0)
     max_steps: int | None = setting(None, "model", "Stop after this many optimizer steps.", ge=1)
     dropout: float | None = setting(None, "model", "Hidden dropout; the model's own when left out.", ge=0, lt=1)
@@ -200,8 +198,8 @@ class TrainConfig(DataConfig, frozen=True, extra="forbid"):
             parts = [float(part) for part in value.split(",")]
         except ValueError:
             raise ValueError("auto, equal, or one number per rank such as 3,1,1 is expected") from None
-        if min(parts) < 0 or not sum(parts) > 0:
-            raise ValueError("shares are numbers from 0 up, at least one above 0")
+        if min(parts) < 0 or not 0 < sum(parts) < math.inf:
+            raise ValueError("shares are numbers from 0 up, at least one above 0, none of them infinite")
         return value
 
     @model_validator(mode="after")

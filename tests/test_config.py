@@ -32,14 +32,17 @@ def typed(*words: str) -> TrainConfig:
         ("--split", "80/20", "three numbers are expected"),
         ("--split", "inf/1/1", "three numbers are expected"),
         ("--split", "nan/1/1", "three numbers are expected"),
+        ("--split", "1e308/1e308/1e308", "three numbers are expected"),
         ("--split", "0/50/50", "the first and one of the others above 0"),
         ("--split", "100/0/0", "the first and one of the others above 0"),
         ("--class_weights", '{"a": NaN}', "weights are numbers from 0 up"),
         ("--class_weights", '{"a":', "not JSON"),
         ("--class_weights", "[1, 2]", "'none' or 'balanced'"),
         ("--shares", "nan", "numbers from 0 up"),
+        ("--shares", "inf,1", "none of them infinite"),
+        ("--shares", "1e308,1e308", "none of them infinite"),
         ("--delimiter", ",,", "one character"),
-        ("--max_bad_rows", "nan", "less than or equal to 1"),
+        ("--max_bad_rows", "nan", "finite number"),
         ("--metric", "r2", "'loss', 'pearson'"),
     ],
 )
@@ -47,6 +50,15 @@ def test_a_value_that_cannot_be_is_a_sentence_with_its_flag(flag: str, value: st
     with pytest.raises(BadSetting, match=rf"^{flag} ") as raised:
         typed(flag, value)
     assert words in str(raised.value)
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+@pytest.mark.parametrize("name", [name for name, field in TrainConfig.model_fields.items() if "float" in str(field.annotation)])
+def test_no_setting_is_infinite_or_not_a_number(name: str, value: str) -> None:
+    given = {"class_weights": {"spam": value}, "split": (1.0, value, 0.0)}.get(name, value)
+    with pytest.raises(BadSetting, match=rf"^--{name} ") as raised:
+        make_settings(TrainConfig, None, {name: given})
+    assert "\n" not in str(raised.value)
 
 
 def test_the_byte_order_mark_of_editors_on_windows_is_no_part_of_a_file_of_settings(tmp_path: Path) -> None:
