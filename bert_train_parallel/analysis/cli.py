@@ -39,7 +39,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--errors", type=int, default=5, metavar="N", help="show the N mistakes that the model was surest of (default: 5)")
     parser.add_argument("--compare", action="store_true", help="compare all runs of one FILE")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the intervals of a comparison (default: 0)")
-    parser.add_argument("--output_dir", "--output-dir", type=Path, metavar="DIR", help="folder for the report (default: beside the run)")
+    parser.add_argument(
+        *("--output_dir", "--output-dir"),
+        type=Path,
+        metavar="DIR",
+        help="folder for the report (default: beside the run); runs of a source are looked for there, too, where training has put them",
+    )
     return parser
 
 
@@ -62,7 +67,7 @@ def _run(args: argparse.Namespace) -> None:
 
 def _single(args: argparse.Namespace, columns: int) -> tuple[list[Table], Path | None]:
     """The tables of one run, after a list of all that FILE could mean, and the page."""
-    runs = find_runs(args.files[0])
+    runs = find_runs(args.files[0], args.output_dir)
     analysis = analyse_run(choose_run(runs, args.run), args.errors)
     if args.charts:
         from bert_train_parallel.analysis.page import write_report
@@ -74,7 +79,7 @@ def _single(args: argparse.Namespace, columns: int) -> tuple[list[Table], Path |
 
 def _compared(args: argparse.Namespace) -> tuple[list[Table], Path | None]:
     """The tables of several runs side by side: the newest of each FILE, or all of one."""
-    found = [find_runs(path) for path in args.files]
+    found = [find_runs(path, args.output_dir) for path in args.files]
     chosen = found[0] if len(found) == 1 else [choose_run(runs, None) for runs in found]
     comparison = compare([analyse_run(files, errors=0) for files in chosen], args.seed)
     report = None

@@ -47,9 +47,11 @@ class RunResults:
     missing: tuple[str, ...] = ()
 
 
-def find_runs(path: Path) -> list[RunFiles]:
+def find_runs(path: Path, output_dir: Path | None = None) -> list[RunFiles]:
     """The runs that a file or folder can mean, oldest first: one for a result file, all of its runs for a store or a source.
 
+    Args:
+        output_dir: where training was told to put the runs of a source; those beside it are taken where there are none.
     Raises:
         BadRun: there is no such file, or no run of it.
     """
@@ -62,10 +64,13 @@ def find_runs(path: Path) -> list[RunFiles]:
         runs = _runs_in(path, None)
         sentence = f"{path} holds no result of a run. Name a result file, the store, or a folder with *_RESULT.json files."
     else:
-        runs = _runs_of_source(path)
+        runs = (_runs_of_source(output_dir / path.name) if output_dir else []) or _runs_of_source(path)
         if not runs and path.suffix == ".sqlite":
             return [RunFiles(path.parent, path.stem)]  # not trained on yet: its labels can be counted all the same
-        sentence = f"{path}: no run of it has written results yet. Train first: launch.py bert_train_parallel.py {path}"
+        sentence = (
+            f"{path}: no run of it has written results beside it. If it was trained with --output_dir DIR, type that here, too, or name "
+            f"DIR/{store_stem(str(path))}_RESULT.json; else train first: launch.py bert_train_parallel.py {path}"
+        )
     if not runs:
         raise BadRun(sentence)
     return runs

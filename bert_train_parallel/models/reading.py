@@ -63,7 +63,10 @@ def find_saved(path: Path) -> Path:
     else:
         models = [model] if (model := _model_of(RunFiles.of(path))) else []
     if not models:
-        raise BadModel(f"{path}: no trained model there. Name a _trained_model.sav file, a model folder, or the folder of a finished run.")
+        raise BadModel(
+            f"{path}: no trained model there. Name a _trained_model.sav file, a model folder, or the folder of a finished run. "
+            "Was it trained with --output_dir, that is the folder."
+        )
     return models[0]
 
 

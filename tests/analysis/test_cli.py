@@ -180,6 +180,16 @@ def test_runs_are_compared_side_by_side(make_run: MakeRun, capsys: pytest.Captur
     assert printed(capsys, first.folder / "leanings.sqlite", "--compare") == out.partition("\n\nReport: ")[0] + "\n"
 
 
+def test_runs_of_a_source_are_found_where_training_was_told_to_put_them(
+    make_run: MakeRun, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    out = make_run().folder
+    source = tmp_path / "data" / "leanings.csv"
+    source.parent.mkdir()
+    source.touch()
+    assert printed(capsys, source, "--output_dir", out) == printed(capsys, out / "leanings_RESULT.json")
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [
@@ -189,7 +199,8 @@ def test_runs_are_compared_side_by_side(make_run: MakeRun, capsys: pytest.Captur
         (["{result}", "--errors", "-1"], "--errors -1"),
         (["{result}", "{result}", "--run", "1"], "--run chooses among the runs of one FILE"),
         (["{result}", "--compare"], "no second run"),
-        (["{text}"], "no run of it has written results"),
+        (["{text}"], "If it was trained with --output_dir DIR, type that here, too, or name DIR/other_RESULT.json"),
+        (["{text}", "--output_dir", "nowhere"], "no run of it has written results beside it"),
     ],
 )
 def test_a_mistake_is_one_line_that_changes_nothing(
