@@ -50,6 +50,8 @@ def example(kind: str, hub: bool = False) -> dict[str, Any]:
             {"epochs": 2, "max_train_samples": 1000, "keep": 2, "new": 2},
             {"epochs": 4},
         ]
+        for decided in ("num_epochs", "max_train_samples"):  # by the rungs
+            base["fine_tune_config"].pop(decided, None)
         return found | {"ladder": {"stages": stages}}
     return found | {"sampler": "random"}
 

@@ -78,6 +78,10 @@ def notes_on(request: SweepRequest) -> list[str]:
         notes.append(f"run_id has no effect in a sweep: its trials are called {request.experiment_id}-t0000 and so on")
     if request.base.evaluation_config != BertEvalRequest():
         notes.append("evaluation_config has no effect in a sweep: trials are compared by the validation split of their training")
+    decided = sorted({"num_epochs", "max_train_samples"} & request.base.fine_tune_config.model_fields_set) if request.ladder else []
+    if decided:
+        verb = "has" if len(decided) == 1 else "have"
+        notes.append(f"{' and '.join(decided)} of base {verb} no effect on a ladder: its rungs say how long, and by how much of the data")
     return notes
 
 

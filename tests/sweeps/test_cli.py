@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from bert_train_parallel.sweeps.cli import _parser, main
+from bert_train_parallel.sweeps.examples import example
 from bert_train_parallel.sweeps.folder import SharedFolder
 from bert_train_parallel.sweeps.messages import BertFineTuneConfig, CoordinatorWorkflowInput, SweepRequest
 from bert_train_parallel.sweeps.requests import notes_on, notes_on_configurations, read_configurations, read_sweep
@@ -255,6 +256,18 @@ def test_a_grid_is_run_whole_unless_a_number_is_given_and_what_has_no_effect_is_
     configs = [{"fine_tune_config": BASE["fine_tune_config"], "evaluation_config": {"max_seq_length": length}} for length in (64, 128)]
     notes = notes_on_configurations(read_configurations(write(tmp_path, {"configs": configs})))
     assert notes == ["configs.0.evaluation_config.max_seq_length 64 has no effect: a model reads 128, as in training"]
+
+
+def test_what_the_rungs_of_a_ladder_decide_is_told_where_base_says_it_too(tmp_path: Path) -> None:
+    tuned = {"dataset_name": "leanings.csv", "max_train_samples": 50, "num_epochs": 2}
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"base": {"fine_tune_config": tuned}, "ladder": {}}))
+    assert notes_on(read_sweep(path)) == [
+        "max_train_samples and num_epochs of base have no effect on a ladder: its rungs say how long, and by how much of the data"
+    ]
+    for content in ({"base": {"fine_tune_config": tuned}}, example("ladder")):
+        path.write_text(json.dumps(content))
+        assert notes_on(read_sweep(path)) == []
 
 
 def test_the_demos_sweep_file_is_accepted(tmp_path: Path) -> None:
