@@ -113,7 +113,10 @@ async def _look(client: Client, experiment_id: str) -> views.View:
 
 
 def _line(folder: Path, experiment_id: str, with_client: WithClient) -> str:
-    done = results.read_result(folder / experiment_id)
+    try:
+        done = results.read_result(folder / experiment_id)
+    except BadRun as error:  # of one sweep, which keeps nobody from the others
+        return f"{experiment_id}: {error}"
     if done:
         return _ended(done[1])
     try:

@@ -126,10 +126,15 @@ def test_a_sweep_is_over_only_when_its_page_is_drawn_and_a_page_that_cannot_be_d
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", '{"request": {}, "result": 5}'])
-def test_a_damaged_result_is_one_line_that_says_what_to_do(content: str, tmp_path: Path) -> None:
-    (tmp_path / RESULT).write_text(content)
+def test_a_damaged_result_is_one_line_that_says_what_to_do(content: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "mine"
+    place.mkdir()
+    (place / RESULT).write_text(content)
+    (place / "request.json").touch()
     with pytest.raises(BadRun, match=r"RESULT\.json is damaged, or of another version\. Remove it, and run the sweep again"):
-        read_result(tmp_path)
+        read_result(place)
+    assert main(["status", "--output_dir", str(tmp_path)]) == 0  # in the list it has its line, beside others
+    assert capsys.readouterr().out.startswith(f"mine: {place / RESULT} is damaged")
 
 
 @pytest.mark.parametrize("by_flag", [True, False])
