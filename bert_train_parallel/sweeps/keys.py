@@ -38,6 +38,7 @@ def trial_key(config: TrainConfig, request: BertFineTuneRequest, folder: SharedF
             "rung": request.rung,
             "again": request.again,
             "from_run": request.from_run and home_of(folder, request.from_run),
+            **({"by_score": True} if request.by_score else {}),  # trials of earlier versions have keys without
         }
     )
 

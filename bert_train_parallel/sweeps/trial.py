@@ -202,8 +202,18 @@ class Trial:
             except OSError as error:
                 raise not_writable(error, link) or error from error
         settings = self.home / "settings.json"
-        write_json(settings, self.config.model_dump(mode="json", exclude_defaults=True))
+        write_json(settings, self.config.model_dump(mode="json", exclude_defaults=True) | self._metric(store))
         return (*TRAINER, str(link), "--config", str(settings), "--resume", "--quiet_progress")
+
+    def _metric(self, store: Path) -> dict[str, str]:
+        """What chooses the best epoch where nobody has named it: that by which trials are compared, which follows from the data."""
+        request = self.request
+        if not request.by_score or request.metric or "metric" in request.config.settings:
+            return {}
+        from bert_train_parallel.data.store import Store  # which loads numpy, and workflows import this module
+
+        with Store.open(store) as opened:
+            return {"metric": "accuracy" if opened.task_type == "classification" else "pearson"}
 
 
 def check_folder(folder: SharedFolder, snapshot: DatasetSnapshotResult, worker: str) -> None:

@@ -96,7 +96,14 @@ def ask(workers: Workers) -> Ask:
 
     def asked(**changes: Any) -> m.SweepRequest:
         base = {"fine_tune_config": {"dataset_name": "leanings.csv"}, "dataset_snapshot": snapshot.model_dump()}
-        given = {"experiment_id": "mine", "base": base, "space": {"learning_rate": [1e-3, 1e-2]}, "num_trials": 3, "max_concurrency": 3}
+        given: dict[str, Any] = {
+            "experiment_id": "mine",
+            "base": base,
+            "space": {"learning_rate": [1e-3, 1e-2]},
+            "num_trials": 3,
+            "max_concurrency": 3,
+        }
+        given["metric"] = "accuracy"  # a pretended store does not say of which task it is
         return m.SweepRequest.model_validate(given | {"launch": {"here_gpus": 2, "grace_s": 1}} | changes)
 
     return asked

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import json
 import os
 import sys
 import time
@@ -19,6 +20,8 @@ import pytest
 from temporalio.exceptions import ApplicationError
 from temporalio.testing import ActivityEnvironment
 
+from bert_train_parallel.config import TrainConfig
+from bert_train_parallel.data.preparation import prepare
 from bert_train_parallel.errors import NotWritable
 from bert_train_parallel.sweeps import again, launches, lease, trial, trials
 from bert_train_parallel.sweeps import messages as m
@@ -26,6 +29,7 @@ from bert_train_parallel.sweeps.activities import Activities
 from bert_train_parallel.sweeps.folder import SharedFolder
 from bert_train_parallel.sweeps.keys import LaunchRefused
 from bert_train_parallel.sweeps.snapshots import take_snapshot
+from bert_train_parallel.sweeps.trial import Trial
 from bert_train_parallel.sweeps.trials import Fenced, Trials, TryAgain
 
 PRETEND = (sys.executable, str(Path(__file__).with_name("pretend_trainer.py")))
@@ -204,6 +208,27 @@ def test_a_trial_that_comes_to_no_attempt_is_given_up_after_three_errors(
 
     requests = [ask(run_id) for run_id in ("one", "one", "other", "one")]
     assert [asyncio.run(go(request)) for request in requests] == [False, False, False, True]
+
+
+@pytest.mark.parametrize(("labels", "metric"), [(("good", "bad"), "accuracy"), (("0.5", "1.25"), "pearson")])
+def test_what_trials_are_compared_by_chooses_their_best_epochs_too_where_nobody_has_named_it(
+    folder: SharedFolder, ask: Callable[..., m.BertFineTuneRequest], tiny_tokenizer: Path, labels: tuple[str, str], metric: str
+) -> None:
+    source = folder.root / "many.csv"
+    lines = "".join(f"dog {number},{labels[number % 2]}{number if metric == 'pearson' else ''}\n" for number in range(40))
+    source.write_text("text,label\n" + lines)
+    store = prepare(TrainConfig(model=str(tiny_tokenizer), sequence_len=32), str(source), None, lambda sentence: None)
+
+    def chosen_by(run_id: str, **changes: object) -> str | None:
+        request = ask(run_id, metric=None, **changes)
+        Trial(folder, request, "tester", lambda progress: None, "").training(store.path)
+        settings: dict[str, str] = json.loads((folder.run(run_id) / "settings.json").read_text())
+        return settings.get("metric")
+
+    assert chosen_by("mine", by_score=True) == metric
+    assert chosen_by("earlier") is None  # a trial of a sweep that an earlier version began
+    named = m.BertFineTuneConfig(dataset_name="leanings.csv", use_gpu=False, settings={"metric": "macro_f1"})
+    assert chosen_by("named", by_score=True, config=named) == "macro_f1"
 
 
 def test_a_metric_that_the_task_has_not_is_refused_in_words(folder: SharedFolder, ask: Callable[..., m.BertFineTuneRequest]) -> None:

@@ -184,6 +184,7 @@ class BertFineTuneRequest(Message):
     from_run: RunId | None = None  # an earlier run whose newest checkpoint this one begins with
     rung: int = Field(default=0, ge=0)
     metric: Metric | None = None  # None: accuracy, or pearson for a regression
+    by_score: bool = False  # then that chooses the best epoch too, as a named metric does; else the trainer's own default, loss
     launch: LaunchSettings = LaunchSettings()
     node_rank: int | None = None  # of a launch on several nodes
     reservation: str | None = None  # the GPUs held for it on this node

@@ -101,6 +101,7 @@ class SweepState(Message):
     winner: TrialResult | None = None  # of a ladder whose random trials, to compare it with, are under way
     randoms: SweepState | None = None  # the board of those; its number is that of the next one
     note: str = ""  # why there are fewer trials than were asked for
+    by_score: bool = False  # of its trials' best epochs; those of sweeps that earlier versions began are chosen by loss
     on_gpus: bool | None = None  # whether trials need GPUs: then a node without does not take them; None: not known yet
 
 

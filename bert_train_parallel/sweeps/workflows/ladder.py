@@ -198,7 +198,7 @@ class LadderSweepWorkflow(Sweep):
             beside.update(spent_s=own.spent_s, budget_gpu_hours=own.budget_gpu_hours, paused=own.paused)
             self.to_stop.clear()  # numbers begin again
         if own.randoms is None:
-            beside.update(snapshot=own.snapshot, concurrency=own.concurrency, trials=count, on_gpus=own.on_gpus)
+            beside.update(snapshot=own.snapshot, concurrency=own.concurrency, trials=count, on_gpus=own.on_gpus, by_score=own.by_score)
         self.board = beside  # people now see, and steer, the random trials
         first = beside.state.number
         planned = [Planned(first + place, one) for place, one in enumerate(await self.drawn(request.seed + 1, first, count))]

@@ -35,7 +35,7 @@ class Sweep(Controls):
             snapshot = await training.snapshot_of(
                 request.base.dataset_snapshot, training.snapshot_request(request.base.fine_tune_config, request.experiment_id)
             )
-            self.board.update(snapshot=snapshot)
+            self.board.update(snapshot=snapshot, by_score=workflow.patched("best-epochs-by-score"))
         config, launch = request.base.fine_tune_config, request.launch
         if self.board.state.on_gpus is None and training.may_use_gpus(config, launch) and workflow.patched("trials-by-gpus"):
             looking = asyncio.create_task(training.needs_gpus(config))
@@ -59,6 +59,7 @@ class Sweep(Controls):
             from_run=trial.from_run,
             rung=trial.rung,
             metric=request.metric,
+            by_score=self.board.state.by_score,
             launch=request.launch,
             signal_start=self.board.waiting_is_free,
         )
