@@ -77,7 +77,7 @@ def test_a_rank_that_is_killed_is_started_again_with_its_world_and_the_result_is
     worlds.wait_for_step(files, 20, timeout=100)
     os.kill(rank_of(process.pid, 1), signal.SIGKILL)
     output = finish(process)
-    assert "lost another rank" in output, output
+    assert "was killed by SIGKILL" in output, output  # whether the other rank still tells that it lost this one, is chance
     assert [event.attempt for event in worlds.events(files, "resume")] == [1], output
     assert files.predictions.read_bytes() == RunFiles(source.parent, "leanings-calm").predictions.read_bytes()
 
