@@ -352,6 +352,8 @@ class Master:
         if not step.again:
             self._end(self.cause)
             return
+        if self.cause:
+            self.say(self.cause.headline)
         self.say(self._again_words(step.without_lost))
         if step.without_lost:
             self.members = [member for member in self.order if member in self.members]

@@ -134,6 +134,11 @@ class Failure:
     exit_code: int
     words: str
 
+    @property
+    def headline(self) -> str:
+        """Who and how, without the traceback."""
+        return self.words.partition("\n")[0]
+
 
 @dataclass(frozen=True, slots=True)
 class LaunchResult:

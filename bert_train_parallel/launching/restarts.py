@@ -48,6 +48,8 @@ class Alone:
         step = next_step(self.request, self.failure, lost=0, restarts=self.restarts)
         if not step.again:
             return End(self.failure)
+        if self.failure:  # its end is not told otherwise, and what other ranks say is what they saw of it
+            self.say(self.failure.headline)
         self.restarts, self.failure = step.restarts, None
         self.say(f"restart {self.restarts} of {self.request.max_restarts} (--max_restarts).")
         self.plan = replace(self.plan, attempt=self.plan.attempt + 1, store_port=self.free_port())

@@ -233,13 +233,15 @@ def _free_ports() -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The first line of torch's own words, without the path of its source.
+    """The first sentence of torch's own words, without the path of its source.
 
     >>> _reason(RuntimeError("Gloo failed with [/pytorch/tcp/pair.h:311] Connect timeout [none]\\nException raised from ..."))
     'Gloo failed with Connect timeout [none]'
+    >>> _reason(RuntimeError("Read error [10.0.0.1]:80: Connection reset by peer. This is typically caused by ... GLHF!"))
+    'Read error [10.0.0.1]:80: Connection reset by peer'
     """
     lines = str(error).strip().splitlines()
-    return re.sub(r"\[\S+:\d+\] ", "", lines[0]).rstrip(".") if lines else type(error).__name__
+    return re.sub(r"\[\S+:\d+\] ", "", lines[0]).partition(". ")[0].rstrip(".") if lines else type(error).__name__
 
 
 def _unreachable_words(rank: Rank, reason: str, seconds: float) -> str:

@@ -135,7 +135,7 @@ def test_elastic_or_restart_brings_the_world_back(hosts: list[Host], what: str) 
     left = runs if what == "rank" else [runs[0], runs[2]]
     all_end(left, 0)
     if what == "rank":
-        all_say(runs, "restart 1 of 1 (--max_restarts): starting again on every node")
+        all_say(runs, "was killed by SIGKILL", "restart 1 of 1 (--max_restarts): starting again on every node")
         assert "rank 3 of 4, local 0, attempt 1" in runs[2].text
     else:
         all_say(left, "starting again without beta (--elastic)")

@@ -14,7 +14,7 @@ from bert_train_parallel.launching.world import World
 from bert_train_parallel.processes import Interrupts
 
 LOST = Failure("beta", None, "lost", 1, "lost beta")
-FAILED = Failure("beta", 1, "exit", 1, "RuntimeError")
+FAILED = Failure("beta", 1, "exit", 1, "RuntimeError\n  in a.py")
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_a_node_alone_starts_again_with_the_next_attempt_and_a_new_port(interrup
     result = run_attempts(alone(3, said), fails_once, interrupts)
     assert seen == [(0, 20_000), (1, 20_001)]
     assert (result.exit_code, result.attempts, result.first_failure) == (0, 2, None)
-    assert said == ["restart 1 of 3 (--max_restarts)."]
+    assert said == ["RuntimeError", "restart 1 of 3 (--max_restarts)."]
 
 
 def test_a_node_alone_gives_its_last_failure_when_restarts_are_used_up(interrupts: Interrupts) -> None:
