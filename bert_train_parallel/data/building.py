@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bert_train_parallel.config import DataConfig
-from bert_train_parallel.data.labels import LabelReader, Labels, advice_on_numbers
+from bert_train_parallel.data.labels import MANY_NUMBERS, LabelReader, Labels, advice_on_numbers, doubts_about
 from bert_train_parallel.data.sources import Sample, Source
 from bert_train_parallel.data.split import SPLITS, split_samples
 from bert_train_parallel.data.store import Content, StoreWriter, store_writer
@@ -163,6 +163,7 @@ class Draft:
         self._check_classes(labels, lines)
         check(Content(labels.task_type, labels.names))
         splits = self._split(labels, keys)
+        self._say_doubts(labels, keys, say)
         self._say_repeats(keys, splits, say)
         writer.add_samples(lines, labels.values, splits)
         known = [labels.task_type, list(labels.names), self._tokenizer.fingerprint]
@@ -217,9 +218,9 @@ class Draft:
             )
         alone = np.flatnonzero(counts == 1)
         if len(alone) and sum(self._shares()[1:]) > 0:
-            advice = advice_on_numbers(labels.names) or (
-                f"A class is to be learned and tested: leave these lines out, correct them, or name another column than {column!r}."
-            )
+            numbers = "" if self._config.task_type == "classification" else advice_on_numbers(labels.names)
+            classes = f"A class is to be learned and tested: leave these lines out, correct them, or name another column than {column!r}."
+            advice = f"{numbers} {classes}".strip()
             few = ", ".join(f"{labels.names[code]!r} (line {lines[first][labels.values[first] == code][0]})" for code in alone[:3])
             more = ", ..." if len(alone) > 3 else ""
             raise BadSource(f"{name}: {len(alone)} of {len(labels.names)} classes have one sample only: {few}{more}. {advice}")
@@ -246,6 +247,20 @@ class Draft:
                     "Add samples, or set --split."
                 )
         return splits
+
+    def _say_doubts(self, labels: Labels, keys: npt.NDArray[np.uint64], say: Say) -> None:
+        """Tell of labels that may not be what was meant: the store holds them all the same."""
+        if labels.task_type == "regression":
+            return
+        name = self._sources[0].name
+        for doubt in doubts_about(labels.names):
+            say(f"{name}: {doubt}")
+        if self._config.task_type == "auto" and len(labels.names) > MANY_NUMBERS and (advice := advice_on_numbers(labels.names)):
+            say(f"{name}: {advice}")
+        several = texts_of_several(keys[self._bounds()[0]], labels.codes[self._bounds()[0]])
+        if several:
+            what = "1 text comes" if several == 1 else f"{spaced(several)} texts come"
+            say(f"{name}: {what} again with another label, which no model can learn")
 
     def _say_repeats(self, keys: npt.NDArray[np.uint64], splits: npt.NDArray[np.uint8], say: Say) -> None:
         """Tell of texts that come again: kept together in one split, unless files give the splits."""
@@ -282,3 +297,14 @@ class Draft:
                     writer.add_rows(split, sample[chosen], of_piece[chosen], second, kept)
                     counts[number, 1:] += int(chosen.sum()), len(kept)
         return {split: tuple(counts[number].tolist()) for number, split in enumerate(SPLITS)}
+
+
+def texts_of_several(keys: npt.NDArray[np.uint64], codes: npt.NDArray[np.integer]) -> int:
+    """How many texts have more than one label.
+
+    >>> texts_of_several(np.array([7, 8, 7, 8, 7], np.uint64), np.array([0, 1, 1, 1, 0]))
+    1
+    """
+    order = np.lexsort((codes, keys))
+    keys, codes = keys[order], codes[order]
+    return len(np.unique(keys[1:][(keys[1:] == keys[:-1]) & (codes[1:] != codes[:-1])]))

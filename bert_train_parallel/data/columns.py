@@ -21,6 +21,7 @@ _LABEL_NAMES = (
     *("rating", "score", "emotion", "bias", "party", "tag", "gold", "gold_label", "y", "annotation", "spam", "toxic"),
 )
 _KNOWN = {*_TEXT_NAMES, *_LABEL_NAMES, "title", "headline", "id", "idx", "index", "sentence1", "sentence2", "premise", "hypothesis"}
+DELIMITERS = {"\t": "tab", ",": "comma", ";": "semicolon", "|": "pipe"}  # what may separate cells, by likelihood
 _MOST_CLASSES = 50  # of a column that is taken for the label by what is in it
 
 
@@ -155,8 +156,19 @@ def _count(table: Table) -> str:
 def _hint(table: Table) -> str:
     first = " | ".join(shown(_cell(cell), 24) for cell in table.look[0])
     todo = (
-        "Name what separates its columns with --delimiter."
+        _hint_on_title(table) or "Name what separates its columns with --delimiter."
         if "delimiter" in table.read_as
         else "What stands inside of other values is not looked at: write text and label side by side."
     )
     return f"Its first {table.unit} of data reads: {first}. {todo}"
+
+
+def _hint_on_title(table: Table) -> str:
+    """What to do where the first line seems to be a title above the header: it alone lacks what separates the others."""
+    first, *others = (_cell(row[0]) for row in table.look[:20])
+    for delimiter, name in DELIMITERS.items():
+        counts = [line.count(delimiter) for line in others]
+        usual = max(set(counts), key=counts.count) if len(counts) > 1 and delimiter not in first else 0
+        if usual and counts.count(usual) >= 0.7 * len(counts):
+            return f"It has no {name}, as the lines below have: if it is a title or a comment, remove it."
+    return ""

@@ -14,7 +14,7 @@ from operator import itemgetter
 from typing import Any, Literal
 
 from bert_train_parallel.config import DataConfig
-from bert_train_parallel.data.columns import is_known_name
+from bert_train_parallel.data.columns import DELIMITERS, is_known_name
 from bert_train_parallel.data.encodings import TextFile
 from bert_train_parallel.data.table import LOOK, Cells, Record, Table, Unusable, spaced
 from bert_train_parallel.errors import BadSource
@@ -22,8 +22,6 @@ from bert_train_parallel.errors import BadSource
 Quoting = Literal["minimal", "none"]
 
 _BEGINNING = 1 << 20  # letters by which the form is found
-_DELIMITERS = ("\t", ",", ";", "|")
-_NAMES = {"\t": "tab", ",": "comma", ";": "semicolon", "|": "pipe"}
 _NO_DELIMITER = "\x1f"  # one column: a letter that text does not have
 _MOST_LETTERS = 64_000_000  # of a record, unless cells may be that long; more is a quote that never closes
 _END = "\ue000 end of file \ue000"  # a line of our own behind the last, to see whether a quote is still open there
@@ -52,7 +50,7 @@ class Form:
         >>> print(Form(",", "minimal", True, spaced=True, escaped=True))
         comma-separated, spaces before cells left out, \\" for a quote, header
         """
-        between = "one column" if self.delimiter == _NO_DELIMITER else f"{_NAMES.get(self.delimiter, repr(self.delimiter))}-separated"
+        between = "one column" if self.delimiter == _NO_DELIMITER else f"{DELIMITERS.get(self.delimiter, repr(self.delimiter))}-separated"
         quotes = ", quotes are text" if self.quoting == "none" else ""
         spaces, escapes = ", spaces before cells left out" * self.spaced, ', \\" for a quote' * self.escaped
         return f"{between}{quotes}{spaces}{escapes}, {'header' if self.header else 'no header'}"
@@ -101,14 +99,16 @@ def open_delimited(file: TextFile, name: str, config: DataConfig) -> Table:
         row for _, row in islice(_rows(io.StringIO(beginning, newline=""), form, name, _BEGINNING, before, cut=not whole), LOOK) if row
     ]
     header = look.pop(0) if form.header and look else None
+    look = [row for row in look if not _repeats(row, header)]
     width = len(header) if header else Counter(map(len, look)).most_common(1)[0][0] if look else 0
     columns = tuple(cell.strip() for cell in header) if header else tuple(map(str, range(width)))
+    most = max(_MOST_LETTERS, 2 * config.max_cell_bytes)
     table = Table(
         name=name,
         columns=columns,
         named=header is not None,
         look=[(*row, *[""] * (width - len(row)))[:width] for row in look],
-        records=partial(_records, file, form, name, width, max(_MOST_LETTERS, 2 * config.max_cell_bytes), before),
+        records=partial(_records, file, form, name, width, most, before),
         described=f"{'UTF-8' if file.encoding.startswith('utf-8') else file.encoding}, {form}",
         read_as={
             "encoding": file.encoding,
@@ -127,15 +127,21 @@ def _records(file: TextFile, form: Form, name: str, width: int, most: int, befor
     pick = itemgetter(*wanted) if len(wanted) > 1 else lambda row: (row[wanted[0]],)
     with file.open() as text:
         rows = _rows(text, form, name, most, before)
-        if form.header:
-            next((row for _, row in rows if row), None)
+        header = next((row for _, row in rows if row), None) if form.header else None
         for line, row in rows:
-            if len(row) == width:
+            if _repeats(row, header):
+                yield line, Unusable("equal to the header")
+            elif len(row) == width:
                 yield line, pick(row)
             elif len(row) > width and any(cell.strip() for cell in row[width:]):
                 yield line, Unusable(f"with more than {width} cells")
             elif row:
                 yield line, pick([*row, *[""] * (width - len(row))])
+
+
+def _repeats(row: Cells, header: Cells | None) -> bool:
+    """Whether a record is the header again, in files that were put end to end; the mark of an encoding may stand before it."""
+    return header is not None and row[-1:] == header[-1:] and [row[0].lstrip("\ufeff"), *row[1:]] == header
 
 
 class _Lines:
@@ -252,7 +258,7 @@ def _odd_lines(text: str, form: Form) -> int:
 def _find_delimiter(text: str) -> str:
     """The delimiter that gives most records as many cells as the first one has; several columns at least."""
     best, best_share = _NO_DELIMITER, 0.0
-    for delimiter in _DELIMITERS:
+    for delimiter in DELIMITERS:
         for form in (*_spellings(text, delimiter), Form(delimiter, "none", False)):
             rows = [len(row) for row in form.reader(_lines_of(text)) if row]
             widths = rows[:-1] or rows
@@ -311,7 +317,7 @@ def _has_header(rows: list[list[str]], asked: set[str | None]) -> bool:
     first = [cell.strip() for cell in rows[0]]
     if asked & set(first):
         return True
-    others = [row for row in rows[1:] if row != rows[0]]  # files that were put end to end repeat their header
+    others = [row for row in rows[1:] if not _repeats(row, rows[0])]
     if any(cell and len(row) > column and row[column].strip() == cell for row in others for column, cell in enumerate(first)):
         return False  # a value that comes again in its column is a label, not the name of one
     if any(map(is_known_name, first)):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_train_parallel.data.hub_files import hub_answers
-from bert_train_parallel.data.records import DATASETS_INSTALL, numbered
+from bert_train_parallel.data.records import DATASETS_INSTALL, numbered, with_class_names
 from bert_train_parallel.data.table import LOOK, Record, Table
 from bert_train_parallel.errors import BadSource, BertTrainParallelError, MissingPackage
 
@@ -99,11 +99,6 @@ def _records(datasets: Any, rows: Any, columns: Sequence[str], wanted: Sequence[
 
 
 def _rows(datasets: Any, rows: Any, keys: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Rows with class labels by name; -1, which data sets write where a label is kept secret, is none."""
     rows = rows.select_columns(list(keys))
-    named = {key: kind.names for key, kind in rows.features.items() if isinstance(kind, datasets.ClassLabel)}
-    for row in rows:
-        for key, names in named.items():
-            code = row[key]
-            row[key] = names[code] if code is not None and 0 <= code < len(names) else None
-        yield row
+    names = {key: kind.names for key, kind in rows.features.items() if isinstance(kind, datasets.ClassLabel)}
+    yield from (with_class_names(row, names) for row in rows)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 from array import array
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,8 @@ from bert_train_parallel.errors import BadSource
 Task = Literal["classification", "regression"]
 
 _MAX_CLASSES = 20_000
+MANY_NUMBERS = 20  # different whole numbers that are more often amounts, such as scores of 0 to 100, than codes of classes
+_MISSING = {"nan", "null", "<na>"}  # what table programs write where there is nothing
 _WHOLE = re.compile(r"[+-]?\d+(\.0*)?")
 
 
@@ -107,10 +110,14 @@ def advice_on_numbers(names: Sequence[str]) -> str:
     "All of the labels but 'high' are numbers: to learn numbers, correct it or type --task_type regression, which leaves such lines out."
     >>> advice_on_numbers(["0,5", "0,7"])
     'They look like numbers with a decimal comma: to learn numbers, write a point in its place.'
+    >>> advice_on_numbers([str(score) for score in range(101)])
+    'All of the 101 labels are numbers: to learn numbers, not classes, type --task_type regression.'
     >>> advice_on_numbers(["ham", "spam"]), advice_on_numbers(["1", "2"])
     ('', '')
     """
     others = [name for name in names if number_in(name) is None]
+    if not others and len(names) > MANY_NUMBERS:
+        return f"All of the {len(names)} labels are numbers: to learn numbers, not classes, type --task_type regression."
     if others and all(number_in(name.replace(",", ".", 1)) is not None for name in others):
         return "They look like numbers with a decimal comma: to learn numbers, write a point in its place."
     if not 0 < len(others) <= len(names) / 4:
@@ -120,6 +127,26 @@ def advice_on_numbers(names: Sequence[str]) -> str:
         f"All of the labels but {shown} are numbers: to learn numbers, correct {'it' if len(others) == 1 else 'them'} "
         "or type --task_type regression, which leaves such lines out."
     )
+
+
+def doubts_about(names: Sequence[str]) -> Iterator[str]:
+    """Classes that may be none, or one: a sentence each.
+
+    >>> for doubt in doubts_about(["NEG", "NaN", "neg", "pos"]):
+    ...     print(doubt)
+    the label 'NaN' is a class like the others: where it means that there is none, leave the cell empty
+    the labels 'NEG', 'neg' differ in capital letters alone, and are classes of their own
+    """
+    for name in names:
+        if name.lower() in _MISSING:
+            yield f"the label {name!r} is a class like the others: where it means that there is none, leave the cell empty"
+    alike = defaultdict(list)
+    for name in names:
+        alike[name.casefold()].append(name)
+    several = [repr(name) for group in alike.values() if len(group) > 1 for name in group]
+    if several:
+        shown = ", ".join(several[:6]) + ", ..." * (len(several) > 6)
+        yield f"the labels {shown} differ in capital letters alone, and are classes of their own"
 
 
 def number_in(label: str) -> float | None:

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from bert_train_parallel.data.columns import is_known_name
 from bert_train_parallel.data.encodings import TextFile
 from bert_train_parallel.data.table import LOOK, Cells, Record, Table, Unusable
 from bert_train_parallel.errors import BadSource, MissingPackage
 
+ClassNames = Mapping[str, Sequence[str]]  # of columns with class codes: the name of each code
 Objects = Iterator[tuple[int, dict[str, Any] | Unusable]]
 
 _NO_OBJECT = Unusable("that are no JSON object")
+_EXPECTED = (
+    'one object on each line, or an array of them, is expected, such as {"text": "...", "label": "..."}. '
+    'From pandas: to_json(..., orient="records", lines=True).'
+)
+_OPENING = re.compile(r'\s*\{\s*("[^"]*"\s*:\s*[\[{]?\s*)?')  # of an object that goes on in the next line
 _MOST_LOOKED_AT = 20 * LOOK
 DATASETS_INSTALL = 'pip install "bert-train-parallel[datasets]"'
 
@@ -35,11 +43,8 @@ def open_json(file: TextFile, name: str) -> Table:
     look = [found for _, found in islice(objects(), LOOK) if isinstance(found, dict)]
     if not look:
         raise BadSource(f'{name} has no {"entries" if is_array else "lines"} of JSON such as {{"text": "...", "label": "..."}}.')
-    if not is_array and len(look) == 1 and look[0] and all(isinstance(value, list | dict) for value in look[0].values()):
-        raise BadSource(
-            f"{name} is a single JSON object with all texts inside; one object on each line, or an array of them, is expected, such as "
-            '{"text": "...", "label": "..."}. From pandas: to_json(..., orient="records", lines=True).'
-        )
+    if not is_array and len(look) == 1 and _holds_all(look[0]):
+        raise BadSource(f"{name} is a single JSON object with all texts inside; {_EXPECTED}")
     columns = tuple(dict.fromkeys(key for found in look for key in found))
     if not columns:
         raise BadSource(f'{name} has JSON objects without keys only; such as {{"text": "...", "label": "..."}} are expected.')
@@ -55,6 +60,15 @@ def open_json(file: TextFile, name: str) -> Table:
         unit=unit,
     )
     return replace(table, read_on=partial(_with_all_columns, table, objects, look))
+
+
+def _holds_all(only: dict[str, Any]) -> bool:
+    """Whether the only object of a file holds all samples: as columns, or as a list of objects beside which there is no text."""
+    values = list(only.values())
+    if any(isinstance(value, str) and is_known_name(key) for key, value in only.items()):
+        return False
+    lists = any(isinstance(value, list) and len(value) > 1 and isinstance(value[0], dict) for value in values)
+    return lists or (bool(values) and all(isinstance(value, list | dict) for value in values))
 
 
 def _cells(found: Iterable[dict[str, Any]], columns: Sequence[str]) -> list[Cells]:
@@ -83,11 +97,12 @@ def _records(objects: Callable[[], Objects], columns: Sequence[str], wanted: Seq
 
 def _lines(file: TextFile, name: str) -> Objects:
     """The object on each line; blank lines do not count."""
-    good = False
+    good = opened = False
     with file.open() as text:
         for number, line in enumerate(text, 1):
             if line.isspace():
                 continue
+            opened = opened or (number == 1 and _OPENING.fullmatch(line) is not None)
             try:
                 found = json.loads(line)
             except (ValueError, RecursionError):
@@ -95,6 +110,8 @@ def _lines(file: TextFile, name: str) -> Objects:
             if isinstance(found, dict):
                 good = True
                 yield number, found
+            elif not good and number > 1 and opened:
+                raise BadSource(f"{name} has JSON objects of several lines; {_EXPECTED}")
             elif not good and number > 3:
                 raise BadSource(
                     f'{name}, line {number}: not JSON. One object on each line is expected, such as {{"text": "...", "label": "..."}}.'
@@ -142,7 +159,8 @@ def open_parquet(path: Path, name: str) -> Table:
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             columns = tuple(file.schema_arrow.names)
-            look = [list(row.values()) for row in islice(_parquet_rows(file, columns), LOOK)]
+            names = _class_names(file.schema_arrow.metadata or {})
+            look = [list(row.values()) for row in islice(_parquet_rows(file, columns, names), LOOK)]
     except (pyarrow.ArrowException, OSError) as error:
         raise BadSource(f"{name} cannot be read as Parquet: {str(error).partition(chr(10))[0].rstrip('.')}.") from None
     table = Table(
@@ -150,7 +168,7 @@ def open_parquet(path: Path, name: str) -> Table:
         columns=columns,
         named=True,
         look=look,
-        records=partial(_parquet_records, path, name, columns),
+        records=partial(_parquet_records, path, name, columns, names),
         described="Parquet",
         unit="row",
     )
@@ -158,18 +176,39 @@ def open_parquet(path: Path, name: str) -> Table:
     return table
 
 
-def _parquet_rows(file: Any, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+def _class_names(metadata: Mapping[bytes, bytes]) -> ClassNames:
+    """The names of classes that the package datasets has written into a file beside their codes.
+
+    >>> _class_names({b"huggingface": b'{"info": {"features": {"label": {"names": ["neg", "pos"], "_type": "ClassLabel"}}}}'})
+    {'label': ['neg', 'pos']}
+    """
+    try:
+        features = json.loads(metadata[b"huggingface"])["info"]["features"]
+        return {key: list(map(str, kind["names"])) for key, kind in features.items() if kind.get("_type") == "ClassLabel"}
+    except (KeyError, TypeError, AttributeError, ValueError):  # another program's, or none
+        return {}
+
+
+def with_class_names(row: dict[str, Any], names: ClassNames) -> dict[str, Any]:
+    """A row with class labels by name; -1, which data sets write where a label is kept secret, is none."""
+    for key in names.keys() & row.keys():
+        code = row[key]
+        row[key] = names[key][code] if isinstance(code, int) and 0 <= code < len(names[key]) else None
+    return row
+
+
+def _parquet_rows(file: Any, columns: Sequence[str], names: ClassNames) -> Iterator[dict[str, Any]]:
     for batch in file.iter_batches(batch_size=1_024, columns=list(columns)):
-        yield from batch.to_pylist()
+        yield from (with_class_names(row, names) for row in batch.to_pylist())
 
 
-def _parquet_records(path: Path, name: str, columns: Sequence[str], wanted: Sequence[int]) -> Iterator[Record]:
+def _parquet_records(path: Path, name: str, columns: Sequence[str], names: ClassNames, wanted: Sequence[int]) -> Iterator[Record]:
     import pyarrow.parquet
 
     keys = [columns[number] for number in wanted]
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            yield from numbered(_parquet_rows(file, keys), keys)
+            yield from numbered(_parquet_rows(file, keys, names), keys)
     except pyarrow.ArrowException as error:
         raise BadSource(f"{name} is damaged: {str(error).partition(chr(10))[0].rstrip('.')}.") from None
 

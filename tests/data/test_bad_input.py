@@ -110,6 +110,26 @@ SOURCES: dict[str, tuple[str | bytes, dict[str, Any], str]] = {
         {},
         "x.csv is a single JSON object with all texts inside; one object on each line, or an array of them, is expected",
     ),
+    "columns of JSON over several lines": (
+        '{\n  "data": [\n    {"text": "the dog", "label": "a"},\n    {"text": "the cat", "label": "b"}\n  ]\n}\n',
+        {},
+        "x.csv has JSON objects of several lines; one object on each line, or an array of them, is expected",
+    ),
+    "one JSON object with a list of samples beside a version": (
+        '{"version": "2.0", "data": [{"text": "the dog", "label": "a"}, {"text": "the cat", "label": "b"}]}',
+        {},
+        "x.csv is a single JSON object with all texts inside",
+    ),
+    "a title above the header": (
+        "# exported in January\n" + GOOD,
+        {},
+        "It has no comma, as the lines below have: if it is a title or a comment, remove it.",
+    ),
+    "scores of which one comes once": (
+        "text,label\n" + "".join(f"the dog {number},{number % 50}\n" for number in range(99)),
+        {},
+        "All of the 50 labels are numbers: to learn numbers, not classes, type --task_type regression. A class is to be learned and",
+    ),
     "objects in the place of texts": (
         "".join(f'{{"text": {{"body": "the dog {number}"}}, "label": "{"ab"[number % 2]}"}}\n' for number in range(40)),
         {},

@@ -294,6 +294,21 @@ def test_pairs_and_numbers_go_through_the_store(prepared: Prepare, tmp_path: Pat
     assert prepared(store.path, sequence_len=64, split_seed=1).task_type == "regression"
 
 
+def test_labels_that_may_not_be_what_was_meant_are_told(prepared: Prepare, tmp_path: Path) -> None:
+    source = tmp_path / "x.csv"
+    source.write_text("text,label\n" + "".join(f"the dog {number},{('neg', 'NEG', 'NaN')[number % 3]}\n" for number in range(60)))
+    prepared(source)
+    assert any("'NEG', 'neg' differ in capital letters alone" in line for line in prepared.said)
+    assert any("'NaN' is a class like the others" in line for line in prepared.said)
+    source.write_text("text,label\n" + "".join(f"the dog {number // 2},{number % 40 // 2 * 2}\n" for number in range(80)))
+    prepared(source)
+    assert not any("--task_type" in line or "another label" in line for line in prepared.said)
+    source.write_text("text,label\n" + "".join(f"the dog {number // 2},{number % 40}\n" for number in range(80)))
+    prepared(source)
+    assert f"{source}: All of the 40 labels are numbers: to learn numbers, not classes, type --task_type regression." in prepared.said
+    assert f"{source}: 40 texts come again with another label, which no model can learn" in prepared.said
+
+
 def test_what_was_left_out_is_told_with_lines(prepared: Prepare, write_csv: Callable[..., Path]) -> None:
     source = write_csv(60)
     with open(source, "a", encoding="utf-8") as file:

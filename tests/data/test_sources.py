@@ -106,6 +106,13 @@ def test_lines_that_cannot_be_used_are_counted_with_their_lines(write: Write) ->
     )
 
 
+def test_the_header_of_files_that_were_put_end_to_end_is_left_out(write: Write) -> None:
+    content = "text,label\nthe dog,good\nthe cat,bad\nthe cow,good\n"
+    source = opened(write(content + "\ufeff" + content + content))
+    assert [(sample.text, sample.label) for sample in source.samples()] == EXPECTED * 3
+    assert str(source.bad) == "2 lines equal to the header (5, 9)"
+
+
 def test_cells_far_above_the_limit_of_the_csv_module_are_read(write: Write) -> None:
     long = "word " * 200_000
     assert pairs(write(f'text,label\n"{long}",good\nshort,bad\n')) == [(long, "good"), ("short", "bad")]
@@ -303,6 +310,17 @@ def test_a_parquet_file_is_read_in_batches(tmp_path: Path) -> None:
     samples = list(source.samples())
     assert (len(samples), samples[2_999]) == (3_000, Sample(3_000, "text 2999", None, "2"))
     assert str(source.bad) == "1 row without text (3001)"
+
+
+def test_a_parquet_file_of_a_data_set_keeps_the_names_of_its_labels(tmp_path: Path) -> None:
+    import datasets
+
+    features = datasets.Features({"sentence": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
+    columns = {"sentence": ["a b", "c d", "e f"], "label": [1, 0, -1]}
+    datasets.Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "x.parquet")
+    source = opened(tmp_path / "x.parquet")
+    assert [sample.label for sample in source.samples()] == ["pos", "neg"]
+    assert str(source.bad) == "1 row without label (3)"
 
 
 def test_a_saved_data_set_keeps_its_splits_and_the_names_of_its_labels(tmp_path: Path) -> None:
