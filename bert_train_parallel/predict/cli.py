@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # torch takes seconds to import: --help, and a mistake in a f
     from bert_train_parallel.predict.texts import Entry
 
 _COLUMN_SETTINGS = ("text", "text_pair", "encoding", "delimiter", "quoting", "header", "max_cell_bytes")
+_TABLE_SETTINGS = {"text", "text_pair", "delimiter", "quoting", "header"}  # of a file that has columns
 
 
 def main(argv: Sequence[str] | None = None, told: Callable[[Callable[[], int]], int] = lambda body: body()) -> int:
@@ -48,7 +49,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("model", metavar="MODEL", help="a _trained_model.sav file, a model folder, or the folder or any file of a run")
     parser.add_argument(
-        "inputs", metavar="INPUT", nargs="+", help="texts; or one CSV, JSON lines or Parquet file; or - for lines of standard input"
+        "inputs",
+        metavar="INPUT",
+        nargs="+",
+        help="texts; or one CSV, JSON lines or Parquet file, or a .txt of one text a line; or - for lines of standard input",
     )
     parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="write there (.csv or .jsonl) instead of to the terminal")
     parser.add_argument("--with_text", action="store_true", help="repeat the text beside its prediction; always so for texts given here")
@@ -150,7 +154,8 @@ def _entries(arguments: argparse.Namespace, reading: Reading) -> tuple[Iterator[
     if arguments.output and arguments.output.resolve() == Path(named).resolve():
         raise BadSetting(f"--output {arguments.output} is the input. Name another file.")
     say = (lambda sentence: None) if arguments.quiet else (lambda sentence: print(sentence, file=sys.stderr))
-    return texts.of_file(named, config, say), False
+    is_lines = texts.is_plain(named) and reading.text_pair is None and not _TABLE_SETTINGS & vars(arguments).keys()
+    return (texts.of_plain_file if is_lines else texts.of_file)(named, config, say), False
 
 
 def _in_order(predictor: Predictor, entries: Iterable[Entry], count: _Count) -> Iterator[tuple[Entry, Prediction | None]]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from bert_train_parallel.config import DataConfig
-from bert_train_parallel.data.sources import open_source, too_long
+from bert_train_parallel.data.encodings import TextFile, survey
+from bert_train_parallel.data.sources import check_exists, is_too_long, open_source, too_long
 from bert_train_parallel.data.table import BadLines, Unusable
 from bert_train_parallel.errors import BadSetting, BadSource
 from bert_train_parallel.models.reading import Reading
@@ -51,6 +52,43 @@ def _is_file(word: str) -> bool:
         return word not in ("", ".", "..") and Path(word).exists()
     except OSError:  # a text may be too long to be a name
         return False
+
+
+def is_plain(path: str) -> bool:
+    """Whether a file is called one of plain text, in which a comma is of the text and a first line is a text like the others."""
+    return path.removesuffix(".gz").endswith(".txt")
+
+
+def of_plain_file(path: str, config: DataConfig, say: Callable[[str], None] = lambda sentence: None) -> Iterator[Entry]:
+    """One text per line of a file, which is looked at at once; no line above the limit of a cell is held in memory.
+
+    Raises:
+        BadSource: it is not there, or no text.
+    """
+    check_exists(path)
+    if Path(path).is_dir():
+        raise BadSource(f"{path} is a folder; texts, or one file are expected.")
+    file = survey(Path(path), config.encoding)
+    encoding = "UTF-8" if file.encoding.startswith("utf-8") else file.encoding
+    remark = f"; {file.remark}" if file.remark else ""
+    say(f"{path}: {encoding}, one text a line (--text, --header or --delimiter: a table){remark}")
+    return _lines(file, config.max_cell_bytes)
+
+
+def _lines(file: TextFile, most: int) -> Iterator[Entry]:
+    with file.open() as text:
+        for number in itertools.count(1):
+            line = text.readline(most + 2)
+            if not line:
+                return
+            is_whole = line.endswith(("\n", "\r"))
+            while not is_whole and (rest := text.readline(_PIECE)):
+                is_whole = rest.endswith(("\n", "\r"))
+            line = line.rstrip("\r\n")
+            if is_too_long(line, most):
+                yield Entry(number, None, too_long(most).reason)
+            else:
+                yield Entry(number, (line,) if line.strip() else None, "without text")
 
 
 def of_file(path: str, config: DataConfig, say: Callable[[str], None] = lambda sentence: None) -> Iterator[Entry]:

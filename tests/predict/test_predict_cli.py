@@ -104,6 +104,24 @@ def test_standard_input_is_one_text_a_line(type_in: Callable[..., Output], monke
     assert said.startswith("bert_predict: Line 2 of standard input is not UTF-8: invalid start byte.")
 
 
+def test_a_plain_file_is_one_text_a_line_unless_a_flag_says_that_it_is_a_table(type_in: Callable[..., Output], tmp_path: Path) -> None:
+    plain = tmp_path / "plain.txt"
+    plain.write_text("text\nHello, how are you?\n\nNo, I hate this.", encoding="utf-16")
+    code, lines, said = type_in(plain, "--with_text")
+    assert code == 0
+    assert [(line[0], line[-1]) for line in lines[1:]] == [
+        ("1", "text"),
+        ("2", "Hello, how are you?"),
+        ("3", ""),
+        ("4", "No, I hate this."),
+    ]
+    assert said.startswith(f"{plain}: utf-16, one text a line (")
+    _, lines, _ = type_in(plain, "--with_text", "--header", "no", "--delimiter", ",", "--text", "0")
+    assert [line[-1] for line in lines[1:]] == ["text", "Hello", "No"]
+    code, _, said = type_in(tmp_path / "plan.txt")
+    assert (code, said) == (2, f"bert_predict: {tmp_path}/plan.txt: there is no such file. Did you mean {plain}?\n")
+
+
 def test_the_columns_of_training_are_those_of_prediction(
     save_run: Callable[..., RunFiles], type_in: Callable[..., Output], tmp_path: Path
 ) -> None:
