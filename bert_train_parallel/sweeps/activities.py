@@ -19,7 +19,6 @@ from bert_train_parallel.errors import BertTrainParallelError, NotWritable, Unre
 from bert_train_parallel.sweeps import fleet
 from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps.folder import SharedFolder
-from bert_train_parallel.sweeps.keys import LaunchRefused
 from bert_train_parallel.sweeps.outcomes import MOST_FAILURES, STOPPED, tells_of_a_full_disk
 from bert_train_parallel.sweeps.reservations import Reservations, TooFewGpus
 from bert_train_parallel.sweeps.trial import check_folder
@@ -130,7 +129,7 @@ class Activities:
         owner = activity.info().workflow_id or ""
         try:
             return self._trials.ended(request.trial, owner, request.state, request.error)
-        except LaunchRefused:  # its name is that of another run, whose attempts are not its own
+        except BertTrainParallelError:  # its name is that of another run, whose attempts are not its own; or the folder cannot be used
             return m.BertFineTuneResult(
                 run_id=request.trial.run_id, config=request.trial.config, state=request.state, error=request.error, attempts=0
             )
