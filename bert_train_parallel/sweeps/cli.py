@@ -307,7 +307,15 @@ def _with_client(arguments: argparse.Namespace, body: Callable[[Client], Awaitab
     Raises:
         Unreachable: no server answers; the sentence says how to start one.
     """
-    from bert_train_parallel.sweeps.server import ADDRESS, EmbeddedServer, answers, connect, connect_when_ready, is_configured, read_address
+    from bert_train_parallel.sweeps.server import (
+        ADDRESS,
+        EmbeddedServer,
+        connect,
+        connect_when_ready,
+        is_configured,
+        read_address,
+        running_server,
+    )
 
     address = arguments.address
     has_own = (arguments.output_dir / ADDRESS).is_file()  # or that of the folder from which this one was copied
@@ -322,7 +330,7 @@ def _with_client(arguments: argparse.Namespace, body: Callable[[Client], Awaitab
                 return await body(await connect_when_ready(server))
             finally:
                 server.stop()
-        if found and (address or answers(found)):
+        if found and (address or running_server(arguments.output_dir)):
             return await body(await connect(found.grpc, arguments.namespace or "default", True))
         is_elsewhere = address or is_configured()
         if has_own and not is_elsewhere:
@@ -338,10 +346,9 @@ def _with_client(arguments: argparse.Namespace, body: Callable[[Client], Awaitab
 
 def _is_elsewhere(arguments: argparse.Namespace) -> bool:
     """Whether a command without an address means the server that Temporal's own configuration names."""
-    from bert_train_parallel.sweeps.server import answers, is_configured, read_address
+    from bert_train_parallel.sweeps.server import is_configured, running_server
 
-    found = read_address(arguments.output_dir)
-    return is_configured() and not (found and answers(found))
+    return not running_server(arguments.output_dir) and is_configured()
 
 
 def _down(arguments: argparse.Namespace) -> BertTrainParallelError:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from temporalio.client import Client
 
 LOOPBACK = "127.0.0.1"
-ADDRESS = "server.json"
+ADDRESS, LOCK = "server.json", "server.lock"
 _READY_S = 60.0
 _AT_ONCE_S = 5.0  # a server that ends sooner than this after its start has a fault that another start does not mend
 _MOST_STARTS = 5
@@ -117,9 +117,9 @@ class EmbeddedServer:
     def _try_lock(self) -> bool:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            lock = os.open(self._folder / "server.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            lock = os.open(self._folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
-            raise not_writable(error, self._folder / "server.lock") or error from error
+            raise not_writable(error, self._folder / LOCK) or error from error
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -400,8 +400,26 @@ async def _keep_histories(client: Client) -> None:
         raise Unreachable(f"The embedded server does not answer: {error.message}.") from None
 
 
-def answers(address: Address) -> bool:
-    """Whether something listens at a folder's address."""
+def running_server(folder: Path) -> Address | None:
+    """The server of a folder, if it runs now."""
+    found = read_address(folder)
+    return found if found and (found.host != socket.gethostname() or _is_held(folder / LOCK)) and _answers(found) else None
+
+
+def _is_held(lock: Path) -> bool:
+    """Whether a process of this machine keeps a folder's server up: its port alone may be another's since it was down."""
+    try:
+        with open(lock, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except FileNotFoundError:
+        return False
+    except OSError:  # held; or there are no locks in this place, and nothing is known
+        return True
+
+
+def _answers(address: Address) -> bool:
+    """Whether something listens there."""
     host = address.grpc.rpartition(":")[0]
     try:
         socket.create_connection((network.plain(host), _port_of(address.grpc)), timeout=1).close()

@@ -10,6 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +23,7 @@ from bert_train_parallel.sweeps import messages as m
 from bert_train_parallel.sweeps import run
 from bert_train_parallel.sweeps.cli import main
 from bert_train_parallel.sweeps.requests import read_configurations
-from bert_train_parallel.sweeps.server import EmbeddedServer, connect_when_ready, read_address
+from bert_train_parallel.sweeps.server import EmbeddedServer, connect_when_ready, read_address, running_server
 from bert_train_parallel.sweeps.workflows import CoordinatorWorkflow
 
 from .simulated import sweep
@@ -160,6 +161,19 @@ def test_a_copied_folder_does_not_speak_to_the_server_of_the_original(
     (tmp_path / "copy" / "mine" / "request.json").touch()
     assert main(["pause", "mine", "--output_dir", str(tmp_path / "copy")]) == 2
     assert f"The server of {tmp_path / 'copy'} does not run" in capsys.readouterr().err
+
+
+def test_a_server_that_has_the_port_since_the_folders_own_was_down_is_not_taken_for_it(embedded: EmbeddedServer, tmp_path: Path) -> None:
+    asyncio.run(connect_when_ready(embedded))
+    other = tmp_path / "other"
+    other.mkdir()
+    found = read_address(tmp_path / "out")
+    assert found == running_server(tmp_path / "out")
+    assert found
+    (other / "server.json").write_text(json.dumps(asdict(replace(found, folder=str(other)))))
+    (other / "server.lock").touch()
+    assert read_address(other)
+    assert running_server(other) is None
 
 
 @pytest.mark.parametrize("content", ["5", "{}", '{"grpc": 5}', '{"grpc": "127.0.0.1:99999", "page": "http://127.0.0.1:1"}', '{"grpc": "a'])
