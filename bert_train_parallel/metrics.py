@@ -18,6 +18,18 @@ Floats = npt.NDArray[np.floating]
 Z_95 = 1.959963984540054  # two-sided 95 % of the normal distribution
 
 
+def figure_words(value: float) -> str:
+    """A figure as a person reads it: four decimals, of a large one its thousands apart; what is very large or small as a power of ten.
+
+    >>> figure_words(0.91667), figure_words(1234.56), figure_words(-262154086291.1264), figure_words(2.5e-7), figure_words(0.0)
+    ('0.9167', '1,234.6', '-262,154,086,291', '2.500e-07', '0.0000')
+    """
+    size = abs(value)
+    if size >= 1e15 or 0 < size < 1e-3:
+        return f"{value:.3e}"
+    return f"{value:.4f}" if size < 1000 else f"{value:,.1f}" if size < 1e5 else f"{value:,.0f}"
+
+
 def confusion_counts(truth: Ints, predicted: Ints, classes: int) -> Ints:
     """How often each class was taken for each: (C, C), rows the truth, columns the prediction.
 

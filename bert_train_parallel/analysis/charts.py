@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 BLUE, ORANGE, GREEN, GREY, RED = "#2b6cb0", "#dd6b20", "#2f855a", "#a0aec0", "#c53030"
+MARK = 20  # square points of a mark where a cell of the matrix itself would be hardly seen
 MOST_ANNOTATED = 20  # classes of a matrix whose cells still hold a readable number
 MOST_NAMED = 120  # classes whose names still have room beside a matrix
 MOST_BARS = 60  # classes in one chart of bars
@@ -32,17 +33,16 @@ def draw_confusion(counts: IntArray, names: Sequence[str], ax: Axes, normalised:
 
     classes = len(names)
     values = metrics.normalised_by_truth(counts) if normalised else counts.astype(np.float64)
-    straight = normalised and classes <= MOST_ANNOTATED
-    norm = PowerNorm(1 if straight else 0.5, 0, 1 if normalised else max(values.max(), 1))
-    image = ax.imshow(values, cmap="Blues", norm=norm, interpolation="nearest")
     if classes <= MOST_ANNOTATED:
+        norm = PowerNorm(1 if normalised else 0.5, 0, 1 if normalised else max(values.max(), 1))
+        ax.imshow(values, cmap="Blues", norm=norm, interpolation="nearest")
         for row, column in np.ndindex(counts.shape):
             words = f"{values[row, column]:.2f}" if normalised else f"{counts[row, column]:,}"
             colour = "white" if norm(values[row, column]) > 0.55 else ("#1a202c" if counts[row, column] else GREY)
             size = 10 if classes <= 10 and len(words) < 6 else 7
             ax.text(column, row, words, ha="center", va="center", color=colour, fontsize=size)
     else:
-        ax.figure.colorbar(image, ax=ax, shrink=0.5, label="share of the truth" if normalised else "samples")
+        _draw_many_cells(values, ax, normalised)
     size = 10 if classes <= 12 else 8 if classes <= 40 else 6
     if classes <= MOST_NAMED:
         ax.set_xticks(range(classes), names, fontsize=size, rotation=90 if max(map(len, names)) > 3 else 0)
@@ -51,6 +51,41 @@ def draw_confusion(counts: IntArray, names: Sequence[str], ax: Axes, normalised:
     ax.set_ylabel("truth")
     ax.tick_params(length=0)
     return ax
+
+
+def _draw_many_cells(values: FloatArray, ax: Axes, normalised: bool) -> None:
+    """The cells of a (C, C) matrix that are not 0, each of which is seen on white, however small or few it is; and the scale of colours."""
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap, PowerNorm
+    from matplotlib.ticker import MaxNLocator
+
+    colours: Any = {"cmap": ListedColormap(colormaps["Blues"](np.linspace(0.3, 1, 256)))}
+    colours["norm"] = PowerNorm(0.5, 0, 1) if normalised else PowerNorm(0.5, 1, max(values.max(), 2))
+    classes = len(values)
+    if classes <= MOST_NAMED:
+        cells: Any = ax.imshow(np.ma.masked_equal(values, 0), interpolation="nearest", **colours)
+    else:  # a cell is too small to be seen, two points of 500 classes
+        rows, columns = np.nonzero(values)
+        order = np.argsort(values[rows, columns], kind="stable")  # the greatest on top
+        rows, columns = rows[order], columns[order]
+        cells = ax.scatter(columns, rows, c=values[rows, columns], s=MARK, marker="s", linewidths=0, rasterized=True, **colours)
+        ax.set_xlim(-0.5, classes - 0.5)
+        ax.set_ylim(classes - 0.5, -0.5)
+        ax.set_aspect("equal")
+    ticks = None if normalised else MaxNLocator(integer=True)
+    ax.figure.colorbar(cells, ax=ax, shrink=0.5, label="share of the truth" if normalised else "samples", ticks=ticks)
+
+
+def _plain_numbers(axis: Any) -> None:
+    """Numbers with their thousands apart; matplotlib would put a factor such as 1e6 into the corner, where the legend is."""
+
+    def words(value: float, place: int) -> str:
+        greatest = np.abs(axis.get_view_interval()).max()
+        if value == 0 or 1e-3 < greatest < 1e7:
+            return f"{value:,.10g}"
+        return np.format_float_scientific(value, precision=3, trim="-", exp_digits=1)
+
+    axis.set_major_formatter(words)
 
 
 def _legend_above(ax: Axes) -> None:
@@ -95,6 +130,7 @@ def draw_curve(curve: Curve, ax: Axes) -> Axes:
         if np.isfinite(values).any():
             ax.plot(curve.epochs, values, marker="o", color=colour, label=label)
     ax.set_ylabel(curve.name.lower())
+    _plain_numbers(ax.yaxis)
     if curve.name.lower() == "loss":
         ax.set_ylim(0, 1.08 * np.nanmax([curve.training, curve.validation]) or 1)
     _epochs_below(ax, curve.epochs)
@@ -113,22 +149,36 @@ def smoothed(steps: FloatArray) -> FloatArray:
 
 def draw_steps(steps: FloatArray, ax: Axes) -> Axes:
     """Training loss (S, 2) of each step, and its course."""
+    from matplotlib.ticker import MaxNLocator
+
     ax.plot(steps[:, 0], steps[:, 1], color=GREY, linewidth=0.8, alpha=0.7, label="step", marker="o" if len(steps) < 3 else "")
     if len(steps) > 10:
         course = smoothed(steps)
         ax.plot(course[:, 0], course[:, 1], color=BLUE, label="mean of the steps around")
         _legend_above(ax)
     ax.set_xlabel("step")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_ylabel("training loss")
-    ax.set_ylim(bottom=0)
+    ax.set_ylim(0, 1.08 * steps[:, 1].max() or 1)  # a course that hardly falls is not cut by the edge
+    _plain_numbers(ax.yaxis)
     ax.grid(axis="y", alpha=0.3)
     return ax
 
 
 def classes_by_f1(found: metrics.ClassFigures) -> IntArray:
-    """Codes of the classes to draw: those that occur, by falling F1; of very many the worst."""
+    """Codes of the classes to draw: those that occur, by falling F1; of very many the worst, and of equal ones those with most samples."""
     occurring = np.flatnonzero(found.support + found.predicted)
-    return occurring[np.argsort(-found.f1[occurring], kind="stable")][-MOST_BARS:]
+    return occurring[np.lexsort((found.support[occurring], -found.f1[occurring]))][-MOST_BARS:]
+
+
+def draw_f1_of_all(found: metrics.ClassFigures, ax: Axes) -> Axes:
+    """How many of the classes that occur have which F1."""
+    ax.hist(found.f1[found.support + found.predicted > 0], bins=20, range=(0, 1), color=BLUE, alpha=0.5)
+    ax.set_xlim(0, 1)
+    ax.set_xlabel("F1")
+    ax.set_ylabel("classes")
+    ax.grid(axis="y", alpha=0.3)
+    return ax
 
 
 def draw_classes(found: metrics.ClassFigures, codes: IntArray, names: Sequence[str], ax: Axes) -> Axes:
@@ -140,7 +190,7 @@ def draw_classes(found: metrics.ClassFigures, codes: IntArray, names: Sequence[s
     labels = [f"{names[code]}  ({found.support[code]:,})" for code in codes]
     ax.set_yticks(places, labels, fontsize=10 if len(codes) <= 25 else 8)
     ax.set_ylim(-0.6, len(codes) - 0.4)
-    ax.set_xlim(0, 1.02)
+    ax.set_xlim(-0.01, 1.02)
     ax.set_xlabel("F1, precision, recall; in brackets the test samples of the class")
     ax.grid(axis="x", alpha=0.3)
     _legend_above(ax)
@@ -236,6 +286,7 @@ def draw_errors_by_length(found: ByLength, ax: Axes, label: str) -> Axes:
     ax.set_xlabel("tokens of a text, over its rows; below them the samples")
     ax.set_ylabel(label)
     ax.set_ylim(bottom=0)
+    _plain_numbers(ax.yaxis)
     ax.grid(axis="y", alpha=0.3)
     return ax
 
@@ -256,6 +307,8 @@ def draw_scatter(truth: FloatArray, predicted: FloatArray, ax: Axes) -> Axes:
     ax.set_xlabel("truth")
     ax.set_ylabel("predicted")
     ax.grid(alpha=0.3)
+    for axis in (ax.xaxis, ax.yaxis):
+        _plain_numbers(axis)
     return ax
 
 
@@ -264,6 +317,7 @@ def draw_residuals(truth: FloatArray, predicted: FloatArray, ax: Axes) -> Axes:
     ax.hist(predicted - truth, bins=min(40, max(5, len(truth) // 5)), color=BLUE, alpha=0.5)
     ax.axvline(0, color=GREY, linestyle="--", linewidth=1)
     ax.set_xlabel("predicted - truth")
+    _plain_numbers(ax.xaxis)
     ax.set_ylabel("samples")
     return ax
 
@@ -278,6 +332,7 @@ def draw_differences(names: Sequence[str], values: FloatArray, lows: FloatArray,
     ax.set_yticks(places, names)
     ax.set_ylim(-0.6, len(names) - 0.4)
     ax.set_xlabel(label)
+    _plain_numbers(ax.xaxis)
     ax.grid(axis="x", alpha=0.3)
     return ax
 
@@ -287,6 +342,7 @@ def draw_courses(runs: Sequence[tuple[str, Curve]], ax: Axes) -> Axes:
     for name, curve in runs:
         ax.plot(curve.epochs, curve.validation, marker="o", label=name)
     ax.set_ylabel(f"validation {runs[0][1].name.lower()}")
+    _plain_numbers(ax.yaxis)
     _epochs_below(ax, max((curve.epochs for _, curve in runs), key=len))
     _legend_above(ax)
     return ax

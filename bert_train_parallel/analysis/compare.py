@@ -190,7 +190,7 @@ def _figures(comparison: Comparison) -> Table:
             (
                 run.name,
                 f"{figures.get('samples', 0):,}",
-                *(f"{figures[name]:.4f}" if name in figures else "" for name in names),
+                *(metrics.figure_words(figures[name]) if name in figures else "" for name in names),
                 *([interval] if "accuracy" in names else []),
                 f"{seconds:,.0f} s" if isinstance(seconds, int | float) else "",
             )
@@ -215,6 +215,10 @@ def _settings(comparison: Comparison) -> Table:
     return Table("Settings that differ", ("", *(run.name for run in runs)), tuple(rows), note)
 
 
+def _signed(difference: float) -> str:
+    return f"{difference:+.4f}" if abs(difference) < 1000 else f"{difference:+,.0f}"
+
+
 def _differences(comparison: Comparison) -> Table:
     first = comparison.runs[0].name
     rows: list[tuple[str, ...]] = []
@@ -222,7 +226,7 @@ def _differences(comparison: Comparison) -> Table:
         if pair.reason:
             rows.append((pair.run, pair.reason, "", "", "", "", "", ""))
         for difference in pair.differences:
-            found = f"{difference.value:+.4f}", f"{difference.low:+.4f} to {difference.high:+.4f}", f"{pair.samples:,}"
+            found = _signed(difference.value), f"{_signed(difference.low)} to {_signed(difference.high)}", f"{pair.samples:,}"
             tested = difference.figure == "accuracy" and pair.p_value is not None
             test = (f"{pair.only_first:,}", f"{pair.only_this:,}", f"{pair.p_value:.3g}") if tested else ("", "", "")
             rows.append((pair.run, FIGURES[difference.figure], *found, *test))

@@ -115,7 +115,7 @@ def labels_table(analysis: Analysis) -> Table:
         }
         rows = [("samples", *(f"{len(values):,}" for values in splits.values()))]
         for name, measure in measures.items():
-            rows.append((name, *(f"{measure(values):.4g}" if len(values) else "" for values in splits.values())))
+            rows.append((name, *(metrics.figure_words(float(measure(values))) if len(values) else "" for values in splits.values())))
         return Table("Labels", ("", *splits), tuple(rows), note)
     names = analysis.label_names
     counts = [np.bincount(codes.astype(np.int64), minlength=len(names)) for codes in splits.values()]
@@ -252,12 +252,10 @@ def _is_number(value: Any) -> bool:
 
 
 def _figure(value: Any) -> str:
-    """A whole number with its thousands apart, another with four decimals; nothing for none."""
+    """A whole number with its thousands apart, another as a figure; nothing for none."""
     if not _is_number(value):
         return ""
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:.4f}" if abs(value) < 1e5 and (abs(value) >= 1e-3 or value == 0) else f"{value:.3e}"
+    return f"{value:,}" if isinstance(value, int) else metrics.figure_words(value)
 
 
 def _interval(bounds: Any) -> str:

@@ -79,7 +79,13 @@ def _figures(analysis: Analysis, names: Sequence[str]) -> Iterator[tuple[str, st
         figure, ax = _axes(8, 1.2 + 0.27 * max(len(codes), 3))
         charts.draw_classes(analysis.classes, codes, names, ax)
         occurring = int((analysis.classes.support + analysis.classes.predicted > 0).sum())
-        yield "classes", "Classes" if len(codes) == occurring else f"The {len(codes)} of {occurring} classes with the lowest F1", figure
+        if len(codes) == occurring:
+            yield "classes", "Classes", figure
+        else:
+            yield "classes", f"The {len(codes)} of {occurring} classes with the lowest F1; of equal ones those with most samples", figure
+            figure, ax = _axes(7, 3.5)
+            charts.draw_f1_of_all(analysis.classes, ax)
+            yield "classes_f1", f"F1 of all {occurring} classes", figure
     found = analysis.predictions
     if found is not None and analysis.task_type == "regression":
         figure, ax = _axes(6, 6)
@@ -142,7 +148,10 @@ def _figures_of_comparison(comparison: Comparison, names: Sequence[str]) -> Iter
 def _confusion(analysis: Analysis, names: Sequence[str], normalised: bool) -> Figure:
     assert analysis.counts is not None
     side = 1.8 + min(max(0.42 * len(names), 2.5), 14) + 0.07 * max(len(name) for name in names)
-    figure, ax = _axes(side + (1.4 if len(names) > charts.MOST_ANNOTATED else 0), side)  # room for the scale of colours
+    width = side + (1.4 if len(names) > charts.MOST_ANNOTATED else 0)  # room for the scale of colours
+    figure, ax = _axes(width, side)
+    # this layout knows that the matrix stays square: else words run over the edge. Small letters come out wider in PNG than it measures
+    figure.set_layout_engine("compressed", w_pad=0.12, h_pad=0.12)
     charts.draw_confusion(analysis.counts, names, ax, normalised)
     return figure
 

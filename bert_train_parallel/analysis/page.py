@@ -13,9 +13,11 @@ from bert_train_parallel.analysis.contents import FIGURES, tables_of
 from bert_train_parallel.analysis.drawing import Chart, draw_charts, draw_comparison
 from bert_train_parallel.analysis.report import Analysis
 from bert_train_parallel.analysis.tables import Table, shorten, visible
+from bert_train_parallel.metrics import figure_words
 from bert_train_parallel.run_files import folder_written_aside
 
 MOST_CLASSES = 25  # of a matrix that still reads as a table; the chart shows more
+MOST_ROWS_FIRST = 40  # of a table that stands before the charts
 LONGEST_CELL = 600
 
 _STYLE = """
@@ -49,9 +51,11 @@ def write_report(analysis: Analysis, folder: Path | None = None, has_charts: boo
         NotWritable: the folder is read-only or the disk is full.
     """
     charts = draw_charts(analysis) if has_charts else []
-    tables = [_table(table) for table in tables_of(analysis, MOST_CLASSES)]
+    tables = tables_of(analysis, MOST_CLASSES)
     # the run, its labels and its figures come first, what takes more reading after the charts
-    page = page_of(f"Report of {analysis.name}", [_cards(analysis), *tables[:3], pictures(charts), *tables[3:]])
+    first = [table for table in tables[:3] if len(table.rows) <= MOST_ROWS_FIRST]
+    then = [table for table in tables if table not in first]
+    page = page_of(f"Report of {analysis.name}", [_cards(analysis), *map(_table, first), pictures(charts), *map(_table, then)])
     return replace(analysis, report=write_page(folder or analysis.files.report, charts, page))
 
 
@@ -95,7 +99,7 @@ def _cards(analysis: Analysis) -> str:
             continue
         bounds = figures.get("accuracy_interval") if name == "accuracy" else None
         small = f"95 %: {bounds[0]:.3f} to {bounds[1]:.3f}" if bounds else "of the test split" if name == "samples" else ""
-        number = f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+        number = f"{value:,}" if isinstance(value, int) else figure_words(value)
         cards.append(f"<div>{html_words(FIGURES[name])}<b>{number}</b><small>{small}</small></div>")
     return f'<div class="cards">{"".join(cards)}</div>'
 

@@ -236,10 +236,15 @@ def _mistakes(
         line = None if known.lines is None else int(known.lines[at])
         if predictions.probabilities is None:
             size = abs(float(predicted) - float(truth))
-            yield Mistake(sample, line, f"{truth:g}", f"{predicted:g}", size, texts.get(sample, ()))
+            yield Mistake(sample, line, _plain(truth), _plain(predicted), size, texts.get(sample, ()))
         else:
             size = float(predictions.probabilities[at, predicted])
             yield Mistake(sample, line, names[truth], names[predicted], size, texts.get(sample, ()))
+
+
+def _plain(number: float) -> str:
+    """A label that is a number; large ones with their thousands apart."""
+    return f"{number:g}" if abs(number) < 1000 else metrics.figure_words(float(number))
 
 
 def _epochs(run: RunResults) -> Iterable[dict[str, Any]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from bert_train_parallel.errors import not_writable
+from bert_train_parallel.metrics import figure_words
 from bert_train_parallel.progress import Event, append_event
 
 _LINE_EVERY = 5.0  # seconds, where the line cannot be overwritten
@@ -80,8 +81,9 @@ class Reporter:
         seconds = max(now - began, 1e-9)
         speeds = {"tokens_per_s": (last_tokens - first_tokens) / seconds, "rows_per_s": (last_rows - first_rows) / seconds}
         left = (self.steps - step) * seconds / max(1, step - first)
+        loss_words = f"{loss:.3f}" if abs(loss) < 1000 else figure_words(loss)
         self._draw(
-            f"epoch {epoch}  step {step}/{self.steps}  loss {loss:.3f}  {grouped(speeds['tokens_per_s'])} tokens/s  "
+            f"epoch {epoch}  step {step}/{self.steps}  loss {loss_words}  {grouped(speeds['tokens_per_s'])} tokens/s  "
             f"{grouped(speeds['rows_per_s'])} rows/s  {usage}  {duration(left)} left"
         )
         return speeds | {"seconds_left": left}

@@ -16,6 +16,7 @@ from bert_train_parallel.data.split import SPLITS
 from bert_train_parallel.data.store import Store
 from bert_train_parallel.data.table import shown
 from bert_train_parallel.errors import BadCheckpoint, BadSetting, BertTrainParallelError, StoppedBySignal
+from bert_train_parallel.metrics import figure_words
 from bert_train_parallel.models.export import save_model, tokenizer_files
 from bert_train_parallel.models.loading import Blueprint, blueprint_of, build_from, build_model
 from bert_train_parallel.models.matmul import Library, choose_matmul, use_matmul
@@ -279,7 +280,11 @@ def conclude(run: Run, files: RunFiles, keeper: Keeper) -> dict[str, Any]:
     predictions, tested = evaluate(run, evaluation_rows(run.store, "test", run.config))
     run.reporter.event("test", step=run.progress.step, figures=tested)
     result = run.world.on_first(lambda: write_all(run, files, predictions, tested))
-    shown = [f"{name} {tested[name]:.4f}" for name in ("accuracy", "macro_f1", "mse", "pearson", "loss") if tested.get(name) is not None]
+    shown = [
+        f"{name} {figure_words(tested[name])}"
+        for name in ("accuracy", "macro_f1", "mse", "pearson", "loss")
+        if tested.get(name) is not None
+    ]
     on = f"{'  '.join(shown)}  on {tested['samples']} samples" if tested["samples"] else "no samples"
     run.reporter.say(f"test: {on}, with the model of epoch {result['best_epoch']}")
     run.reporter.say(f"done in {duration(result['seconds'])}: {files.result}")

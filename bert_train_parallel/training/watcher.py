@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from bert_train_parallel.metrics import figure_words
 from bert_train_parallel.run_files import RunFiles
 from bert_train_parallel.training import outcome
 from bert_train_parallel.training.course import Course
@@ -45,8 +46,9 @@ class RunWatcher:
 
     def epoch_done(self, progress: Progress) -> None:
         entry = progress.epochs[-1]
-        shown = [f"epoch {entry['epoch']}/{self._course.epochs}", f"loss {entry['Training Loss']:.4f}"]
-        shown += [f"validation {name} {value:.4f}" for name, value in entry["Validation"].items() if name in _SHOWN and value is not None]
+        shown = [f"epoch {entry['epoch']}/{self._course.epochs}", f"loss {figure_words(entry['Training Loss'])}"]
+        validated = {name: value for name, value in entry["Validation"].items() if name in _SHOWN and value is not None}
+        shown += [f"validation {name} {figure_words(value)}" for name, value in validated.items()]
         is_best = progress.best is not None and progress.best["epoch"] == entry["epoch"]
         shown += [duration(time.monotonic() - self._epoch_began), *(["best so far"] if is_best and self._course.epochs > 1 else [])]
         self._reporter.say("  ".join(shown))

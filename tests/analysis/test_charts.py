@@ -55,5 +55,38 @@ def test_of_very_many_classes_the_worst_are_drawn_and_absent_ones_are_not() -> N
     counts[5, 6] = 5
     codes = charts.classes_by_f1(metrics.class_figures(counts))
     assert len(codes) == charts.MOST_BARS
-    assert codes[-2:].tolist() == [5, 6]
+    assert codes[-2:].tolist() == [6, 5]
     assert 0 not in codes
+
+
+def test_of_classes_that_are_equally_bad_those_with_most_samples_are_drawn() -> None:
+    counts = np.zeros((100, 100), dtype=np.int64)
+    counts[np.arange(100), (np.arange(100) + 1) % 100] = np.arange(100, 0, -1)  # all taken for another one
+    codes = charts.classes_by_f1(metrics.class_figures(counts))
+    assert sorted(codes.tolist()) == list(range(charts.MOST_BARS))
+
+
+@pytest.mark.parametrize("classes", [40, 500])
+def test_a_single_sample_of_many_classes_is_seen_on_white(classes: int) -> None:
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    counts = np.diag(np.r_[1, 0, np.full(classes - 2, 1000)])
+    ax = charts.draw_confusion(counts, [str(code) for code in range(classes)], figure.subplots(), normalised=False)
+    cells = (ax.images or ax.collections)[0]
+    red, _, _, opaque = cells.cmap(cells.norm(1))
+    assert (red < 0.8, opaque) == (True, 1.0)
+    shown = np.ma.asarray(cells.get_array())
+    assert shown.count() == classes - 1  # what is 0 is not drawn
+
+
+def test_a_loss_that_hardly_falls_stays_below_the_upper_edge() -> None:
+    ax = pytest.importorskip("matplotlib.figure").Figure().subplots()
+    charts.draw_steps(np.array([[1, 0.71], [2, 0.709]]), ax)
+    assert ax.get_ylim()[1] > 0.75
+
+
+def test_large_numbers_have_no_factor_in_the_corner() -> None:
+    ax = pytest.importorskip("matplotlib.figure").Figure().subplots()
+    charts.draw_residuals(np.zeros(5), np.array([1e5, 2e5, 3e5, 4e5, 5e5]), ax)
+    ax.figure.draw_without_rendering()
+    assert ax.xaxis.get_offset_text().get_text() == ""
+    assert "200,000" in [label.get_text() for label in ax.get_xticklabels()]

@@ -130,6 +130,14 @@ def test_regression_is_drawn_as_a_scatter(make_run: MakeRun, capsys: pytest.Capt
     assert not files.report.exists()
 
 
+def test_what_is_long_stands_after_the_charts(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    files = make_run([f"{number:03}" for number in range(61)], samples=305)
+    printed(capsys, files.result, "-c")
+    titles = re.findall("<h2>([^<]+)</h2>", (files.report / "report.html").read_text(encoding="utf-8"))
+    assert titles.index("Figures") < titles.index("Confusion matrix") < titles.index("Labels")
+    assert len(titles) == len(set(titles) | {"Epochs"}) + 1  # the chart and the table of epochs
+
+
 def test_several_runs_of_a_store_are_listed_and_the_newest_is_shown(make_run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
     make_run(run="a")
     files = make_run(run="b", seed=1)
@@ -229,7 +237,7 @@ def test_a_terminal_without_unicode_still_shows_the_figures(make_run: MakeRun) -
     assert b"\\u65e5" in done.stdout
 
 
-@pytest.mark.parametrize("classes", [3, 30, 60])
+@pytest.mark.parametrize("classes", [3, 30, 60, 130])
 def test_no_name_in_a_chart_begins_beyond_its_edge(make_run: MakeRun, capsys: pytest.CaptureFixture[str], classes: int) -> None:
     files = make_run([f"intent number {number}" for number in range(classes)], samples=classes * 10)
     printed(capsys, files.result, "-c")

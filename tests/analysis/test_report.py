@@ -242,7 +242,7 @@ def test_a_folder_or_file_without_a_run_is_said(tmp_path: Path) -> None:
     with pytest.raises(BadRun, match="holds no result"):
         analyse(tmp_path)
     (tmp_path / "texts.csv").write_text("text,label\na,b\n")
-    with pytest.raises(BadRun, match=r"Train first: launch.py bert_train_parallel.py .*texts.csv"):
+    with pytest.raises(BadRun, match=r"train first: launch.py bert_train_parallel.py .*texts.csv"):
         analyse(tmp_path / "texts.csv")
 
 
