@@ -80,10 +80,10 @@ def _plain_numbers(axis: Any) -> None:
     """Numbers with their thousands apart; matplotlib would put a factor such as 1e6 into the corner, where the legend is."""
 
     def words(value: float, place: int) -> str:
-        greatest = np.abs(axis.get_view_interval()).max()
-        if value == 0 or 1e-3 < greatest < 1e7:
-            return f"{value:,.10g}"
-        return np.format_float_scientific(value, precision=3, trim="-", exp_digits=1)
+        if 1e-3 < np.abs(axis.get_view_interval()).max() < 1e7:
+            apart = np.diff(axis.get_majorticklocs()[:2]).sum()  # which tells the decimals of all
+            return f"{value:,.{len(f'{apart:.10f}'.rstrip('0').partition('.')[2])}f}"
+        return "0" if value == 0 else np.format_float_scientific(value, precision=3, trim="-", exp_digits=1)
 
     axis.set_major_formatter(words)
 
