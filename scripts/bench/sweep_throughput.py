@@ -129,7 +129,8 @@ def put_data(folder: Path) -> None:
 
 def request_of(count: int, **changes: Any) -> m.SweepRequest:
     base = {"fine_tune_config": CONFIG.model_dump(), "dataset_snapshot": SNAPSHOT.model_dump()}
-    return m.SweepRequest.model_validate({"experiment_id": "bench", "base": base, "num_trials": count, "max_concurrency": 8} | changes)
+    given = {"experiment_id": "bench", "base": base, "num_trials": count, "max_concurrency": 8, "metric": "accuracy"}
+    return m.SweepRequest.model_validate(given | changes)
 
 
 def sweep_of(count: int) -> Callable[[Client], Awaitable[float]]:
