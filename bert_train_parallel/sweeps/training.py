@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from typing import TypeVar
 
 from temporalio import workflow
 from temporalio.common import RetryPolicy
@@ -26,16 +28,24 @@ LOST = RetryPolicy(initial_interval=timedelta(seconds=0.5), backoff_coefficient=
 SHORT = RetryPolicy(initial_interval=timedelta(seconds=0.5), maximum_interval=timedelta(seconds=20), maximum_attempts=50)
 ONCE = RetryPolicy(maximum_attempts=1)
 
+_Asked = TypeVar("_Asked")
+_Told = TypeVar("_Told")
 
-async def take_snapshot(request: m.DatasetSnapshotRequest) -> m.DatasetSnapshotResult:
+
+async def _ask(method: Callable[[Activities, _Asked], Awaitable[_Told]], request: _Asked, within: timedelta = HOUR) -> _Told:
+    """Work beside trainings, by whichever worker serves the queue for it."""
     return await workflow.execute_activity_method(
-        Activities.create_dataset_snapshot,
+        method,
         request,
         task_queue=m.EVAL_QUEUE,
-        start_to_close_timeout=12 * HOUR,
+        start_to_close_timeout=within,
         heartbeat_timeout=HEARTBEAT,
         retry_policy=SHORT,
     )
+
+
+async def take_snapshot(request: m.DatasetSnapshotRequest) -> m.DatasetSnapshotResult:
+    return await _ask(Activities.create_dataset_snapshot, request, within=12 * HOUR)
 
 
 async def snapshot_of(given: m.DatasetSnapshotResult | None, request: m.DatasetSnapshotRequest) -> m.DatasetSnapshotResult:
@@ -43,14 +53,7 @@ async def snapshot_of(given: m.DatasetSnapshotResult | None, request: m.DatasetS
     if given is None:
         return await take_snapshot(request)
     if workflow.patched("given-snapshots-are-checked"):
-        await workflow.execute_activity_method(
-            Activities.check_dataset_snapshot,
-            given,
-            task_queue=m.EVAL_QUEUE,
-            start_to_close_timeout=12 * HOUR,
-            heartbeat_timeout=HEARTBEAT,
-            retry_policy=SHORT,
-        )
+        await _ask(Activities.check_dataset_snapshot, given, within=12 * HOUR)
     return given
 
 
@@ -185,89 +188,33 @@ async def _give_back(held: dict[str, str]) -> None:
 
 async def account_for(request: m.AccountRequest) -> m.BertFineTuneResult:
     """What the attempts of a trial say that ended without telling."""
-    return await workflow.execute_activity_method(
-        Activities.account_for_trial,
-        request,
-        task_queue=m.EVAL_QUEUE,
-        start_to_close_timeout=HOUR,
-        heartbeat_timeout=HEARTBEAT,
-        retry_policy=SHORT,
-    )
+    return await _ask(Activities.account_for_trial, request)
 
 
 async def evaluate(request: m.BertEvalRequest) -> m.BertEvalResult:
-    return await workflow.execute_activity_method(
-        Activities.evaluate_bert_model,
-        request,
-        task_queue=m.EVAL_QUEUE,
-        start_to_close_timeout=12 * HOUR,
-        heartbeat_timeout=HEARTBEAT,
-        retry_policy=SHORT,
-    )
+    return await _ask(Activities.evaluate_bert_model, request, within=12 * HOUR)
 
 
 async def infer(request: m.BertInferenceRequest) -> m.BertInferenceResult:
-    return await workflow.execute_activity_method(
-        Activities.run_bert_inference,
-        request,
-        task_queue=m.EVAL_QUEUE,
-        start_to_close_timeout=HOUR,
-        heartbeat_timeout=HEARTBEAT,
-        retry_policy=SHORT,
-    )
+    return await _ask(Activities.run_bert_inference, request)
 
 
 async def suggest(request: m.SuggestRequest) -> list[Values]:
-    proposals = await workflow.execute_activity_method(
-        Activities.suggest_trials,
-        request,
-        task_queue=m.EVAL_QUEUE,
-        start_to_close_timeout=HOUR,
-        heartbeat_timeout=HEARTBEAT,
-        retry_policy=SHORT,
-    )
+    proposals = await _ask(Activities.suggest_trials, request)
     return list(proposals.values)
 
 
 async def record(request: m.RecordRequest) -> m.HistoryReference:
-    return await workflow.execute_activity_method(
-        Activities.record_trials,
-        request,
-        task_queue=m.EVAL_QUEUE,
-        start_to_close_timeout=HOUR,
-        heartbeat_timeout=HEARTBEAT,
-        retry_policy=SHORT,
-    )
+    return await _ask(Activities.record_trials, request)
 
 
 async def clean_up(request: m.CleanUpRequest) -> int:
-    return await workflow.execute_activity_method(
-        Activities.clean_up,
-        request,
-        task_queue=m.EVAL_QUEUE,
-        start_to_close_timeout=HOUR,
-        heartbeat_timeout=HEARTBEAT,
-        retry_policy=SHORT,
-    )
+    return await _ask(Activities.clean_up, request)
 
 
 async def compare(request: m.CompareRequest) -> m.Comparison:
-    return await workflow.execute_activity_method(
-        Activities.compare_on_test,
-        request,
-        task_queue=m.EVAL_QUEUE,
-        start_to_close_timeout=HOUR,
-        heartbeat_timeout=HEARTBEAT,
-        retry_policy=SHORT,
-    )
+    return await _ask(Activities.compare_on_test, request)
 
 
 async def export(request: m.ExportRequest) -> str:
-    return await workflow.execute_activity_method(
-        Activities.export_sweep,
-        request,
-        task_queue=m.EVAL_QUEUE,
-        start_to_close_timeout=HOUR,
-        heartbeat_timeout=HEARTBEAT,
-        retry_policy=SHORT,
-    )
+    return await _ask(Activities.export_sweep, request)
