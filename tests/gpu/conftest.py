@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from one_thread import one_thread
 
 from bert_train_parallel.run_files import RunFiles
 from bert_train_parallel.training.api import train
+
+__all__ = ["one_thread"]
 
 GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 TWO_GPUS = [pytest.mark.gpu, pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")]
 ON_GPU = pytest.param("cuda", marks=GPU)
 ON_EACH = pytest.mark.parametrize("device", ["cpu", ON_GPU])
 EXACT = {"dtype": "float32", "dropout": 0.0, "matmul": "mkl"}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny models are slower on several threads, by far on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
