@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +16,12 @@ from typing import TYPE_CHECKING
 from bert_train_parallel import processes
 from bert_train_parallel.errors import LaunchFailed
 from bert_train_parallel.sweeps.server import Address, EmbeddedServer, connect_when_ready
+from bert_train_parallel.sweeps.starts import Starts
 
 if TYPE_CHECKING:
     from temporalio.client import Client
 
 _LOOK_S = 0.3
-_AT_ONCE_S = 5.0  # a worker that ends sooner than this after its start has a fault that another start does not mend
-_MOST_STARTS = 5
 
 
 @dataclass(slots=True)
@@ -51,8 +49,7 @@ class WorkerProcess:
         self._trials = trials
         self._cores_each = cores_each
         self._process: subprocess.Popen[bytes] | None = None
-        self._started = 0.0
-        self._quick_ends = 0
+        self._starts = Starts()
 
     def keep_up(self, address: Address) -> None:
         """
@@ -61,11 +58,8 @@ class WorkerProcess:
         """
         if self._process is not None and self._process.poll() is None:
             return
-        if self._process is not None and time.monotonic() - self._started < _AT_ONCE_S:
-            self._quick_ends += 1
-            if self._quick_ends >= _MOST_STARTS:
-                raise LaunchFailed(f"the worker ends as soon as it is started; see {self._folder / 'worker.log'}", 1)
-        self._started = time.monotonic()
+        if not self._starts.may_begin():
+            raise LaunchFailed(f"the worker ends as soon as it is started; see {self._folder / 'worker.log'}", 1)
         command = [sys.executable, "-P", "-m", "bert_train_parallel.sweeps", "worker", "--address", address.grpc, "--namespace", "default"]
         command += ["--output_dir", str(self._folder), "--trials", str(self._trials), "--queue", "training", "--queue", "eval"]
         command += ["--cores", str(self._cores_each)] if self._cores_each else []

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bert_train_parallel import processes
-from bert_train_parallel.errors import BadRun, BadSetting, LaunchFailed, MissingPackage, Unreachable, not_writable
+from bert_train_parallel.errors import BadRun, BadSetting, BertTrainParallelError, LaunchFailed, MissingPackage, Unreachable, not_writable
 from bert_train_parallel.launching import network
 from bert_train_parallel.launching.ports import free_port
 from bert_train_parallel.run_files import write_json
+from bert_train_parallel.sweeps.starts import Starts
 
 if TYPE_CHECKING:
     from temporalio.client import Client
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 LOOPBACK = "127.0.0.1"
 ADDRESS, LOCK = "server.json", "server.lock"
 _READY_S = 60.0
-_AT_ONCE_S = 5.0  # a server that ends sooner than this after its start has a fault that another start does not mend
-_MOST_STARTS = 5
 _DAMAGED = ("file is not a database", "database disk image is malformed")  # as SQLite says it
 _KEPT_S = 10 * 365 * 24 * 3600
 # The server reads its timers a second ahead, and one that is set within that second, as that of a retry is, waits for its end.
@@ -89,8 +88,7 @@ class EmbeddedServer:
         self._host = _host_of(ip)
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = -1
-        self._started = 0.0
-        self._quick_ends = 0
+        self._starts = Starts()
 
     @property
     def is_ours(self) -> bool:
@@ -108,7 +106,8 @@ class EmbeddedServer:
         if not self.is_ours and not self._try_lock():
             return self._read() or Address("")
         if self._process is None or self._process.poll() is not None:
-            self._see_that_it_stays_up()
+            if not self._starts.may_begin():
+                raise self._why_it_ends()
             self._start()
         found = self._read()
         assert found is not None
@@ -128,28 +127,21 @@ class EmbeddedServer:
         self._lock = lock
         return True
 
-    def _see_that_it_stays_up(self) -> None:
-        """Raises, after some starts, with the reason for which the server ended at once each time."""
-        if self._process is None or time.monotonic() - self._started > _AT_ONCE_S:
-            self._quick_ends = 0
-            return
-        self._quick_ends += 1
-        if self._quick_ends < _MOST_STARTS:
-            return
+    def _why_it_ends(self) -> BertTrainParallelError:
+        """Of a server that ends as soon as it is started."""
         log = self._folder / "server.log"
         reason = (log.read_text(encoding="utf-8", errors="replace").splitlines() or ["it says nothing"])[-1]
         if any(words in reason for words in _DAMAGED):
-            raise BadRun(
+            return BadRun(
                 f"{self._database(find_cli())}, the history of this folder's sweeps, is damaged. Put a copy of it back; or move it away "
                 "and run the sweep again: trials that have ended are not trained anew."
             )
-        raise LaunchFailed(f"the server of {self._folder} ends as soon as it is started: {reason}; see {log}", 1)
+        return LaunchFailed(f"the server of {self._folder} ends as soon as it is started: {reason}; see {log}", 1)
 
     def _database(self, cli: str) -> Path:
         return self._folder / f"temporal-{cli_version(cli)}.db"
 
     def _start(self) -> None:
-        self._started = time.monotonic()
         cli = find_cli()
         earlier = self._read()
         # the same port as before, where it is free, so that others who use this server find it again
